@@ -1,0 +1,62 @@
+"""Words out, the same way in every command: people read stderr, programs read stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@cache
+def console() -> Console:
+    """The rich console of this process: writes to stderr, plain where NO_COLOR is set or stderr is no terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(report: Any) -> None:
+    """Writes `report` to stdout as JSON; NaN and infinity, which JSON has not, become null."""
+    print(json.dumps(_finite(report), indent=2, ensure_ascii=False, default=str), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def print_error(message: str) -> None:
+    """Writes `error: message` to stderr, `error:` in red on a terminal that has colours."""
+    stream = sys.stderr
+    coloured = stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    prefix = "\033[1;31merror:\033[0m" if coloured else "error:"
+    stream.write(f"{prefix} {message}\n")
+    stream.flush()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all.
+
+    Raises:
+        UsageError: the folder is not there or cannot be written to.
+    """
+    from ftcli.errors import UsageError
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"`{path}` cannot be written: {(error.strerror or str(error)).lower()}") from None

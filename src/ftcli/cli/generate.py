@@ -1,0 +1,133 @@
+"""`ftcli generate TARGET [PROMPT]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ftcli.exporting.open_target import Loaded
+    from ftcli.models.prompts import Prompt
+
+
+def generate(
+    target: Annotated[str, typer.Argument(help="A run, a checkpoint, a model or adapter folder, builtin:NAME, or a hub id.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to answer; left out, prompts are read from --prompt-file or stdin.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompt-file", help="One prompt per line, or JSONL with `prompt` or `messages`; - is stdin.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System text for the chat template.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Sample from this share of the probability.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Sample from so many of the likeliest tokens.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampling.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts answered at once.")] = 64,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, mps; auto takes an accelerator where there is one.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Answer prompts with a run or a model; a single answer is printed while it is made."""
+    from ftcli.models.prompts import render_prompt
+
+    sampling = sampling_options(temperature, top_p, top_k)
+    prompts = _prompts(prompt, prompt_file)
+    from ftcli.exporting.open_target import open_target
+
+    loaded = open_target(target, device=device)
+    texts = [render_prompt(item, loaded.tokenizer, system=system, raw=raw) for item in prompts]
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, **sampling}
+    if len(texts) == 1 and not as_json:
+        from ftcli.models.generate import stream
+
+        write_stream(stream(loaded.model, loaded.tokenizer, texts[0], **options))
+    else:
+        _answer_all(loaded, prompts, texts, as_json, batch_size=batch_size, **options)
+
+
+def sampling_options(temperature: float, top_p: float | None, top_k: int | None) -> dict[str, Any]:
+    """The options that the generating functions take.
+
+    Raises:
+        UsageError: an option has no effect, or is out of range.
+    """
+    from ftcli.errors import UsageError
+
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UsageError(f"--top-p {top_p}: not above 0 and at most 1")
+    if temperature == 0 and (top_p is not None or top_k is not None):
+        option = "--top-p" if top_p is not None else "--top-k"
+        raise UsageError(f"{option} needs a --temperature above 0", hint="--temperature 0.8")
+    return {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+
+
+def write_stream(pieces: Iterator[str]) -> str:
+    """Writes the pieces to stdout as they come, ends the line, and returns the text."""
+    import sys
+
+    text = ""
+    for piece in pieces:
+        text += piece
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    return text
+
+
+def _prompts(prompt: str | None, prompt_file: Path | None) -> list[Prompt]:
+    import sys
+
+    from ftcli.errors import UsageError
+    from ftcli.models.prompts import Prompt, read_prompts
+
+    if prompt is not None and prompt_file is not None:
+        raise UsageError("both a prompt and --prompt-file are given", hint="give one of them")
+    if prompt is not None:
+        return [Prompt(prompt)]
+    if prompt_file is None and sys.stdin.isatty():
+        raise UsageError("there is no prompt", hint='ftcli generate TARGET "Once upon a time", or --prompt-file, or text on stdin')
+    if prompt_file is None or str(prompt_file) == "-":
+        return read_prompts(_decoded(sys.stdin.buffer.read(), "stdin"), "stdin")
+    try:
+        content = prompt_file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"the prompt file `{prompt_file}` cannot be read: {(error.strerror or str(error)).lower()}") from None
+    return read_prompts(_decoded(content, str(prompt_file)), str(prompt_file))
+
+
+def _decoded(content: bytes, name: str) -> list[str]:
+    from ftcli.errors import DataError
+
+    try:
+        return content.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is not UTF-8: byte {content[error.start]:#04x} at offset {error.start}") from None
+
+
+def _answer_all(loaded: Loaded, prompts: list[Prompt], texts: list[str], as_json: bool, **options: Any) -> None:
+    import sys
+
+    from ftcli.cli.console import print_json
+    from ftcli.models.generate import generate as generate_answers
+    from ftcli.reporting.live import Reporter
+
+    with Reporter(stream=sys.stderr) as reporter:
+        answers = generate_answers(loaded.model, loaded.tokenizer, texts, progress=reporter, **options)
+    if not as_json:
+        typer.echo("\n\n".join(answer.text for answer in answers))
+        return
+    rows = [
+        {
+            "prompt": prompt.text if prompt.text is not None else list(prompt.messages),
+            "answer": answer.text,
+            "num_tokens": len(answer.tokens),
+            "stopped": answer.stopped,
+        }
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    print_json({"target": loaded.description, "answers": rows})

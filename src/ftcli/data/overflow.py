@@ -1,0 +1,87 @@
+"""Examples are fitted to the maximum length: refused, dropped, cut or split, as the recipe says."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftcli.data.tokenise import EncodedExample
+from ftcli.data.tree import SPAN, TokenTree, path_tree
+
+Policy = Literal["error", "drop", "truncate_prompt", "split"]
+"""`on_overflow` of the recipe with `auto` decided."""
+
+
+def fit(example: EncodedExample, max_length: int, policy: Policy) -> list[TokenTree]:
+    """The trees to keep of an example; none if it is too long and cannot be, or may not be, made to fit."""
+    if example.longest_branch <= max_length:
+        return [example.tree()]
+    if policy == "truncate_prompt":
+        tree = _truncate_prompt(example.tree(), example.longest_branch - max_length, has_bos=_begins_with_bos(example))
+        return [] if tree is None else [tree]
+    if policy == "split" and example.is_path:
+        return split(example.tree(), example.token_bytes(), max_length)
+    return []
+
+
+def _begins_with_bos(example: EncodedExample) -> bool:
+    ids = example.segments[0].encoded.ids
+    return bool(ids) and ids[0] == example.tokeniser.tokenizer.bos_id
+
+
+def _truncate_prompt(tree: TokenTree, excess: int, *, has_bos: bool) -> TokenTree | None:
+    """`tree` without the first `excess` tokens of what stands before its first answer; None if that is too short.
+
+    A begin-of-text token stays, and at least one token is left to predict the answer's first from.
+    """
+    root_end = tree.segment_bounds()[0][1]
+    trained = [start for start, _, weight, is_prompt in tree.spans.tolist() if weight > 0 and not is_prompt]
+    first, last = int(has_bos), min([root_end, *trained])
+    if excess > last - first or last - excess < 1:
+        return None
+    return _without(tree, first, first + excess)
+
+
+def _without(tree: TokenTree, start: int, end: int) -> TokenTree:
+    """`tree` without the tokens from `start` to `end` of its root, none of which is trained."""
+
+    def moved(places: NDArray[np.int32]) -> NDArray[np.int32]:
+        return (places - np.clip(places - start, 0, end - start)).astype(np.int32)
+
+    spans = tree.spans.copy()
+    spans["start"], spans["end"] = moved(spans["start"]), moved(spans["end"])
+    return TokenTree(
+        tokens=np.delete(tree.tokens, np.s_[start:end]),
+        starts=moved(tree.starts),
+        parents=tree.parents,
+        spans=spans[spans["end"] > spans["start"]],
+        num_bytes=tree.num_bytes,
+        row=tree.row,
+    )
+
+
+def split(tree: TokenTree, token_bytes: NDArray[np.int64], max_length: int) -> list[TokenTree]:
+    """Consecutive blocks of a path; those without a target are left out.
+
+    A block begins with the last token of the block before it, as context, so that each target of the whole is a target of
+    exactly one block and the blocks' bytes add up to the whole's.
+
+    Args:
+        tree: of one path.
+        token_bytes: ``(n,)`` bytes of trained text that each token stands for.
+        max_length: tokens of a block, at least 2.
+    """
+    blocks = []
+    for first in range(0, len(tree) - 1, max_length - 1):
+        end = min(first + max_length, len(tree))
+        targets_from = first + 1 if first else 0
+        spans = tree.spans.copy()
+        spans["start"] = np.clip(spans["start"], targets_from, end) - first
+        spans["end"] = np.clip(spans["end"], targets_from, end) - first
+        spans = spans[spans["end"] > spans["start"]].astype(SPAN)
+        if (~spans["is_prompt"] & (np.maximum(spans["start"], 1) < spans["end"])).any():
+            num_bytes = int(token_bytes[targets_from:end].sum())
+            blocks.append(path_tree(tree.tokens[first:end].copy(), spans, num_bytes, tree.row))
+    return blocks

@@ -1,0 +1,375 @@
+"""From the recipe's `data` to token trees: `prepare` makes or finds all of them, `look` tries the first rows of every source."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ftcli.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    from ftcli.data.audit import AuditReport
+    from ftcli.data.chunks import Row
+    from ftcli.data.example import Example
+    from ftcli.data.formats import Format
+    from ftcli.data.overflow import Policy
+    from ftcli.data.settings import Data, EvaluationSource, OnOverflow, TrainSource
+    from ftcli.data.store import TreeStore
+    from ftcli.data.tree import TokenTree
+    from ftcli.models.tokenizer import Tokenizer
+
+Part = Literal["train", "evaluation"]
+DETECT_ROWS = 64
+LOOK_CHARS = 2000
+
+
+class Progress(Protocol):
+    """Is told how far long work has come, several times a second; it may raise to stop it."""
+
+    def update(self, done: int, total: int | None, what: str) -> None:
+        """`done` of `total` rows, or of an unknown number; `what` is done, such as "tokenise orders"."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All data of a run, as token trees."""
+
+    train: list[TreeStore]
+    evaluation: list[TreeStore]
+    """As the recipe lists them, or the rows held out of the training source."""
+    audit: AuditReport
+    notes: tuple[str, ...]
+    """What was decided that the recipe does not say, one line each."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest and for `--json`."""
+        return {
+            "train": [{"role": store.role, **store.report.to_json()} for store in self.train],
+            "evaluation": [{"role": store.role, **store.report.to_json()} for store in self.evaluation],
+            "audit": self.audit.to_json(),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class SourceLook:
+    """What the first rows of a source become."""
+
+    part: Part
+    name: str
+    role: str
+    format: str
+    """Kind of the format that reads the rows."""
+    is_detected: bool
+    """The recipe does not name the format."""
+    num_rows: int
+    """Rows looked at."""
+    num_examples: int
+    num_tokens: int
+    num_targets: int
+    trees: list[TokenTree]
+    wheres: list[str]
+    """For each tree where its row stands."""
+
+    def line(self) -> str:
+        """The look in one line."""
+        detected = ", found from its columns" if self.is_detected else ""
+        ratio = self.num_targets / max(1, self.num_tokens)
+        return (
+            f"{self.part} {self.name} ({self.format}{detected}): first {self.num_rows} rows, {self.num_examples} examples, "
+            f"{self.num_tokens} tokens, {ratio:.0%} trained"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the trees."""
+        names = ("part", "name", "role", "format", "is_detected", "num_rows", "num_examples", "num_tokens", "num_targets")
+        return {name: getattr(self, name) for name in names}
+
+
+def prepare(
+    data: Data, tokenizer: Tokenizer, *, cache_folder: Path, progress: Progress | None = None, first_rows: int | None = None
+) -> Prepared:
+    """The token trees of all sources, tokenised where the cache does not have them.
+
+    Args:
+        data: the recipe's `data`.
+        tokenizer: of the base model, with the template in use.
+        cache_folder: of all of ftcli's caches.
+        progress: is told how far tokenising has come.
+        first_rows: take only so many rows of every source.
+
+    Raises:
+        DataError: anything about any source is wrong.
+        RunError: the cache cannot be written.
+    """
+    from ftcli.data.audit import audit
+
+    problems = _Problems()
+    builder = _Builder(data, tokenizer, cache_folder, progress)
+    plans: list[_Plan] = []
+    for source in _named_sources(data, problems):
+        with problems.collecting():
+            plans.append(_plan(source, data, tokenizer, first_rows))
+    problems.raise_any()
+    stores: dict[Part, list[TreeStore]] = {"train": [], "evaluation": []}
+    for plan in plans:
+        with problems.collecting():
+            stores[plan.source.part].append(builder.store(plan))
+    problems.raise_any()
+    train, evaluation = stores["train"], stores["evaluation"]
+    notes = [f"format of `{plan.source.name}` is `{plan.format.kind}`, found from its columns" for plan in plans if plan.is_detected]
+    if _holds_out(data):
+        held_out = builder.held_out(plans[0])
+        evaluation += [held_out] if held_out is not None else []
+        notes.append(
+            f"`{train[0].name}` has too few rows to hold some out; there is no evaluation"
+            if held_out is None
+            else f"{held_out.report.rows_read} rows of `{train[0].name}` are held out as `{held_out.name}`"
+        )
+    return Prepared(train, evaluation, audit(train, evaluation), tuple(notes))
+
+
+def look(data: Data, tokenizer: Tokenizer, rows_per_source: int = DETECT_ROWS) -> list[SourceLook]:
+    """What the first rows of every source become, without cache and processes.
+
+    Raises:
+        DataError: all that is wrong with the first rows of all sources.
+    """
+    problems = _Problems()
+    looks: list[SourceLook] = []
+    for source in _named_sources(data, problems):
+        with problems.collecting():
+            looks.append(_look(_plan(source, data, tokenizer, rows_per_source), data, tokenizer))
+    problems.raise_any()
+    return looks
+
+
+def examples_of(store: TreeStore, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[tuple[str, Example]]:
+    """(where, example) of the first `limit` rows that `store` has trees of, in their order: for generating answers."""
+    import numpy as np
+
+    settings = store.entry.format or _detect(store.entry)
+    wanted = set(itertools.islice(dict.fromkeys(np.asarray(store.rows).tolist()), limit))
+    last = max(wanted, default=-1)
+    for index, (where, row) in enumerate(itertools.islice(store.entry.source.rows(), last + 1)):
+        if index in wanted:
+            yield where, settings.example(row, tokenizer, where)
+
+
+class _Problems:
+    """Collects what is wrong with several sources, to tell it all at once."""
+
+    def __init__(self) -> None:
+        self._errors: list[DataError] = []
+
+    def add(self, problem: Problem) -> None:
+        self._errors.append(DataError("", [problem]))
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Data errors inside are kept for later."""
+        try:
+            yield
+        except DataError as error:
+            self._errors.append(error)
+
+    def raise_any(self) -> None:
+        if len(self._errors) == 1 and self._errors[0].summary:
+            raise self._errors[0]
+        problems: list[Problem] = []
+        for error in self._errors:
+            if error.hint is not None or not error.problems:
+                problems.append(Problem("", error.summary, error.hint))
+            problems += error.problems
+        if problems:
+            raise DataError(f"the data has {len(problems)} problem{'s' if len(problems) > 1 else ''}", problems)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A source of the recipe with the name that logs and metrics call it."""
+
+    part: Part
+    entry: TrainSource | EvaluationSource
+    name: str
+
+
+def _named_sources(data: Data, problems: _Problems) -> list[_Source]:
+    """Every source with a name that no other of its part has; a name given twice is a problem."""
+    result = []
+    parts: tuple[tuple[Part, Sequence[TrainSource | EvaluationSource]], ...] = (("train", data.train), ("evaluation", data.evaluation))
+    for part, entries in parts:
+        given = [entry.name for entry in entries if entry.name is not None]
+        for index, entry in enumerate(entries):
+            if entry.name is not None and entry.name in [other.name for other in entries[:index]]:
+                problems.add(
+                    Problem(f"data.{part}.{index}.name", f"`{entry.name}` is the name of another source", "give each its own name")
+                )
+        taken = set(given)
+        for entry in entries:
+            name = entry.name if entry.name is not None else _free_name(entry.source.label(), taken)
+            taken.add(name)
+            result.append(_Source(part, entry, name))
+    return result
+
+
+def _free_name(label: str, taken: set[str]) -> str:
+    """`label`, or `label-2` and so on where it is taken."""
+    names = itertools.chain([label], (f"{label}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the rows of a source become trees."""
+
+    source: _Source
+    format: Format
+    is_detected: bool
+    policy: Policy
+    limit: int | None
+    """Only the first so many rows."""
+
+    def rows(self) -> Iterator[Row]:
+        """(index, where, row) of the rows to take."""
+        for index, (where, row) in enumerate(itertools.islice(self.source.entry.source.rows(), self.limit)):
+            yield index, where, row
+
+
+def _plan(source: _Source, data: Data, tokenizer: Tokenizer, first_rows: int | None) -> _Plan:
+    """The format and the policy of a source; its first row is tried, so that what stops every row stops here.
+
+    Raises:
+        DataError: no format reads it, or it has no rows.
+        RequestError: the tokenizer cannot do what the format needs.
+    """
+    entry = source.entry
+    settings = entry.format or _detect(entry)
+    limits = [limit for limit in (entry.limit, first_rows) if limit is not None]
+    plan = _Plan(source, settings, entry.format is None, _policy(data.on_overflow, settings), min(limits, default=None))
+    _, where, row = next(plan.rows(), (0, "", None))
+    if row is None:
+        raise DataError(f"`{source.name}` cannot be used", [Problem(source.name, "has no rows")])
+    # A wrong row is counted with all others later.
+    with contextlib.suppress(DataError):
+        settings.example(row, tokenizer, where)
+    return plan
+
+
+def _detect(entry: TrainSource | EvaluationSource) -> Format:
+    from ftcli.data.formats.detect import detect_format
+
+    return detect_format([row for _, row in itertools.islice(entry.source.rows(), DETECT_ROWS)], entry.source.label())
+
+
+def _policy(on_overflow: OnOverflow, settings: Format) -> Policy:
+    if on_overflow == "auto":
+        return "split" if settings.kind == "text" else "error"
+    return on_overflow
+
+
+def _holds_out(data: Data) -> bool:
+    return not data.evaluation and len(data.train) == 1 and data.holdout > 0
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Finds the store of a source in the cache, or makes it."""
+
+    data: Data
+    tokenizer: Tokenizer
+    cache_folder: Path
+    progress: Progress | None
+
+    def store(self, plan: _Plan) -> TreeStore:
+        """The source's trees, without the rows that are held out."""
+        if not _holds_out(self.data):
+            return self._find_or_build(plan, plan.source, plan.rows, None)
+        return self._find_or_build(plan, plan.source, lambda: self._divided(plan, is_held_out=False), "train")
+
+    def held_out(self, plan: _Plan) -> TreeStore | None:
+        """The trees of the rows that are held out of a training source, None if there are none."""
+        from ftcli.data.settings import EvaluationSource
+
+        entry = EvaluationSource(source=plan.source.entry.source, format=plan.format, name=f"{plan.source.name}-holdout")
+        source = _Source("evaluation", entry, f"{plan.source.name}-holdout")
+        store = self._find_or_build(plan, source, lambda: self._divided(plan, is_held_out=True), "evaluation")
+        return store if len(store) else None
+
+    def _divided(self, plan: _Plan, *, is_held_out: bool) -> Iterator[Row]:
+        from ftcli.data.holdout import holdout_limit, row_hash
+
+        limit = holdout_limit((row for _, _, row in plan.rows()), self.data.holdout)
+        return (row for row in plan.rows() if (row_hash(row[2]) < limit) == is_held_out)
+
+    def _find_or_build(self, plan: _Plan, source: _Source, rows: Callable[[], Iterable[Row]], side: str | None) -> TreeStore:
+        from ftcli.data.cache import Build, find_or_build, key_of_source
+        from ftcli.data.chunks import Work
+        from ftcli.data.store import TreeStore
+        from ftcli.data.workers import default_workers
+
+        work = Work(plan.format, self.tokenizer, self.data.max_length, plan.policy)
+        holdout = None if side is None else (side, self.data.holdout)
+        build = Build(
+            key=key_of_source(source.entry.source.fingerprint(), work, limit=plan.limit, holdout=holdout),
+            name=source.name,
+            work=work,
+            rows=rows,
+            num_workers=default_workers() if self.data.workers is None else self.data.workers,
+            may_be_empty=side == "evaluation",
+        )
+        folder, cache_hit = find_or_build(self.cache_folder, build, lambda done: self._tell(done, source.name))
+        return TreeStore(folder, source.entry, source.name, cache_hit=cache_hit)
+
+    def _tell(self, done: int, name: str) -> None:
+        if self.progress is not None:
+            self.progress.update(done, None, f"tokenise {name}")
+
+
+def _look(plan: _Plan, data: Data, tokenizer: Tokenizer) -> SourceLook:
+    """What the rows of a plan become.
+
+    Raises:
+        DataError: something is wrong with them.
+    """
+    import numpy as np
+
+    from ftcli.data.chunks import RowTokeniser, Work
+    from ftcli.data.verdict import refuse
+
+    tokeniser = RowTokeniser(Work(plan.format, tokenizer, data.max_length, plan.policy))
+    trees: list[TokenTree] = []
+    wheres: list[str] = []
+    for row in plan.rows():
+        found = tokeniser.trees(_beginning(row) if plan.policy == "split" else row)
+        trees += found
+        wheres += [row[1]] * len(found)
+    tally = tokeniser.tally
+    # Later rows may fit where the first ones are all too long.
+    may_be_empty = tally.rows_read == plan.limit and set(tally.dropped) == {"too long"}
+    refuse(tally, np.array(tokeniser.row_lengths, dtype=np.int32), plan.source.name, tokeniser.work, may_be_empty=may_be_empty)
+    return SourceLook(
+        part=plan.source.part,
+        name=plan.source.name,
+        role=plan.source.entry.role,
+        format=plan.format.kind,
+        is_detected=plan.is_detected,
+        num_rows=tally.rows_read,
+        num_examples=tally.num_examples,
+        num_tokens=tally.num_tokens,
+        num_targets=tally.num_targets,
+        trees=trees,
+        wheres=wheres,
+    )
+
+
+def _beginning(row: Row) -> Row:
+    """A row with its longest texts cut: of a book that will be split, the first pages show enough."""
+    index, where, values = row
+    return index, where, {name: value[:LOOK_CHARS] if isinstance(value, str) else value for name, value in values.items()}

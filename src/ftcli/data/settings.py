@@ -1,0 +1,83 @@
+"""What a recipe may say under `data`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ftcli.data.formats import Format
+from ftcli.data.mixtures import Mixture
+from ftcli.data.mixtures.passes import Passes
+from ftcli.data.sources import Source
+from ftcli.metrics import Metric
+from ftcli.spec import Spec
+
+OnOverflow = Literal["auto", "error", "drop", "truncate_prompt", "split"]
+
+
+class TrainSource(Spec):
+    """Rows to train on, how to read them, and how much they count."""
+
+    source: Source
+    """Where the rows come from."""
+    format: Format | None = None
+    """How a row becomes an example; left out, it is detected from the columns and named in the log."""
+    name: str | None = None
+    """What logs and metrics call it; the default is made from the source."""
+    role: Literal["new", "replay"] = "new"
+    """`replay` marks rows from the distribution the base model already knows."""
+    weight: float = Field(default=1.0, gt=0)
+    """How much of it the mixture takes, in the mixture's own unit; a larger value means more of it."""
+    loss_weight: float = Field(default=1.0, ge=0)
+    """Factor on the loss of every target of this source; rows and turns may carry a `weight` of their own, too."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take only the first so many rows."""
+
+
+class Generate(Spec):
+    """Answers are generated for the held-out prompts and compared with the reference, before and after training."""
+
+    metrics: tuple[Metric, ...] = Field(min_length=1)
+    """How an answer is compared with its reference."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """An answer is cut here; a larger value costs time."""
+    limit: int | None = Field(default=200, ge=1)
+    """Generate for the first so many rows only."""
+
+
+class EvaluationSource(Spec):
+    """Held-out rows: loss, perplexity and bits per byte during training, and generated answers where asked for."""
+
+    source: Source
+    """Where the rows come from."""
+    format: Format | None = None
+    """How a row becomes an example; left out, it is detected from the columns and named in the log."""
+    name: str | None = None
+    """What logs and metrics call it; the default is made from the source."""
+    role: Literal["target", "retained"] = "target"
+    """`retained` is what must not be lost: its change from before training is reported."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take only the first so many rows."""
+    generate: Generate | None = None
+    """Also generate answers and score them."""
+
+
+class Data(Spec):
+    """What is seen, in which order and proportion."""
+
+    train: tuple[TrainSource, ...] = Field(min_length=1)
+    """The sources to train on."""
+    evaluation: tuple[EvaluationSource, ...] = ()
+    """Held-out sources; with none, `holdout` of the training rows is held out, if there is one training source."""
+    holdout: float = Field(default=0.05, ge=0, lt=1)
+    """Share of rows held out when `evaluation` is empty and there is one training source; 0 holds out nothing. At most 1000 rows."""
+    mixture: Mixture = Passes()
+    """How the sources are mixed."""
+    max_length: int = Field(default=1024, ge=2)
+    """Longest example in tokens, along its longest branch."""
+    on_overflow: OnOverflow = "auto"
+    """What happens to a longer one: `error` refuses to train and lists it, `drop` leaves it out and counts it, `truncate_prompt`
+    cuts the prompt from its beginning, `split` makes several examples of it. `auto` splits texts and is `error` for the rest."""
+    workers: int | None = Field(default=None, ge=1)
+    """Tokenising processes; the default is the number of cores, at most 8."""

@@ -1,0 +1,9 @@
+from typing import Annotated
+
+from pydantic import Field
+
+from ftcli.data.sources.builtin import Builtin
+from ftcli.data.sources.file import File
+from ftcli.data.sources.hub import Hub
+
+Source = Annotated[File | Hub | Builtin, Field(discriminator="kind")]

@@ -1,0 +1,250 @@
+"""The token trees of one source in memory-mapped files: any tree is there at once, and opening reads none of them.
+
+A store is a folder: `meta.json`, and one flat array per file. Token ids take two bytes where the vocabulary allows it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftcli.data.chunks import SEGMENT, TREE, Tally, read_chunk
+from ftcli.data.tree import SPAN, TokenTree
+from ftcli.units import format_count
+
+if TYPE_CHECKING:
+    from ftcli.data.settings import EvaluationSource, TrainSource
+
+META = "meta.json"
+WIDE, NARROW = np.dtype("<i4"), np.dtype("<u2")
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What became of a source's rows."""
+
+    name: str
+    format: str
+    """Kind of the format that read the rows."""
+    on_overflow: str
+    rows_read: int
+    num_examples: int
+    """Trees; a row that was split is several of them."""
+    num_tokens: int
+    num_targets: int
+    """Tokens learnt as answers, prompts not counted."""
+    num_bytes: int
+    """UTF-8 bytes of the text of these targets."""
+    dropped: dict[str, int]
+    """Rows that are not used, by reason."""
+    overlong: list[tuple[str, int]]
+    """(where, tokens) of the first rows longer than the maximum length."""
+    num_overlong: int
+    length_p50: int
+    """Tokens of a row along its longest branch, before anything is cut: half of the rows have at most so many."""
+    length_p95: int
+    length_max: int
+    num_without_stop: int
+    """Rows with a trained turn that has no token in it at which generation stops."""
+    first_target: str | None
+    """Text of the first target of the first example."""
+    last_target: str | None
+    """Text of the last target of the first example."""
+    cache_key: str
+    cache_hit: bool = False
+
+    @property
+    def trained_ratio(self) -> float:
+        """Share of the tokens that are targets, in 0..1."""
+        return self.num_targets / self.num_tokens if self.num_tokens else 0.0
+
+    def line(self) -> str:
+        """The report in one line: what was read, what it became, and what was left out."""
+        parts = [
+            f"{self.name} ({self.format}): {format_count(self.rows_read)} rows, {format_count(self.num_examples)} examples",
+            f"{format_count(self.num_tokens)} tokens, {self.trained_ratio:.0%} trained",
+            f"lengths {self.length_p50} / {self.length_p95} / {self.length_max} (median, 95 %, longest)",
+        ]
+        if self.first_target is not None:
+            parts.append(f"targets from {self.first_target!r} to {self.last_target!r}")
+        if self.num_overlong:
+            parts.append(f"{format_count(self.num_overlong)} rows too long (on_overflow: {self.on_overflow})")
+        parts += [f"{format_count(count)} rows dropped: {reason}" for reason, count in sorted(self.dropped.items())]
+        if self.num_without_stop:
+            parts.append(f"{format_count(self.num_without_stop)} rows with an answer that does not stop")
+        parts.append(f"cache {'hit' if self.cache_hit else 'written'} {self.cache_key[:12]}")
+        return "; ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "trained_ratio": self.trained_ratio}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> SourceReport:
+        known = {name: value for name, value in values.items() if name != "trained_ratio"}
+        return cls(**{**known, "overlong": [(where, tokens) for where, tokens in known["overlong"]]})
+
+
+def report_of(
+    tally: Tally, row_lengths: NDArray[np.int32], *, name: str, format_kind: str, on_overflow: str, cache_key: str
+) -> SourceReport:
+    """The report of a source's rows, from what was counted over all its chunks."""
+    # Nearest rank, so that a percentile is the length of some row.
+    p50, p95, most = np.percentile(row_lengths, [50, 95, 100], method="inverted_cdf").tolist() if len(row_lengths) else (0, 0, 0)
+    return SourceReport(
+        name=name,
+        format=format_kind,
+        on_overflow=on_overflow,
+        rows_read=tally.rows_read,
+        num_examples=tally.num_examples,
+        num_tokens=tally.num_tokens,
+        num_targets=tally.num_targets,
+        num_bytes=tally.num_bytes,
+        dropped=dict(tally.dropped),
+        overlong=tally.overlong,
+        num_overlong=tally.num_overlong,
+        length_p50=int(p50),
+        length_p95=int(p95),
+        length_max=int(most),
+        num_without_stop=tally.num_without_stop,
+        first_target=tally.first_target,
+        last_target=tally.last_target,
+        cache_key=cache_key,
+    )
+
+
+def write_store(folder: Path, chunks: Sequence[Path], vocab_size: int) -> tuple[Tally, NDArray[np.int32]]:
+    """Put chunks together as the arrays of a store, without its meta.json.
+
+    Memory is bounded by one chunk, but for four bytes per row of lengths.
+
+    Returns:
+        What became of all rows, and their lengths in tokens.
+    """
+    total, row_lengths = Tally(), []
+    token_dtype = NARROW if vocab_size <= np.iinfo(NARROW).max + 1 else WIDE
+    num_tokens = num_segments = num_spans = 0
+    names = ("tokens", "lengths", "trees", "segments", "spans")
+    files: dict[str, IO[bytes]] = {name: (folder / f"{name}.bin").open("wb") for name in names}
+    try:
+        for path in chunks:
+            arrays, tally = read_chunk(path)
+            total.add(tally)
+            row_lengths.append(arrays.pop("row_lengths"))
+            heads = arrays["trees"]
+            heads["token"] += num_tokens
+            heads["segment"] += num_segments
+            heads["span"] += num_spans
+            num_tokens, num_segments, num_spans = (
+                num_tokens + len(arrays["tokens"]),
+                num_segments + len(arrays["segments"]),
+                num_spans + len(arrays["spans"]),
+            )
+            arrays["tokens"] = arrays["tokens"].astype(token_dtype)
+            for name, file in files.items():
+                file.write(arrays[name].tobytes())
+        # One head behind the last tells where its tokens, segments and spans end.
+        files["trees"].write(np.array([(num_tokens, num_segments, num_spans, 0, -1, 0)], dtype=TREE).tobytes())
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        for file in files.values():
+            file.close()
+    return total, np.concatenate(row_lengths) if row_lengths else np.zeros(0, dtype=np.int32)
+
+
+def write_meta(folder: Path, report: SourceReport, created: float) -> None:
+    """Describe a store whose arrays are written; it counts as complete from here on."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.bin"))}
+    token_bytes = sizes["tokens.bin"] // report.num_tokens if report.num_tokens else WIDE.itemsize
+    meta = {"created": created, "token_bytes": token_bytes, "sizes": sizes, "report": report.to_json()}
+    (folder / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def read_meta(folder: Path) -> dict[str, Any] | None:
+    """What meta.json says; None if the store is not there, or a file of it is not as long as it was written."""
+    try:
+        meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
+        whole = all((folder / name).stat().st_size == size for name, size in meta["sizes"].items())
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return meta if whole else None
+
+
+class TreeStore:
+    """The trees of one source, each made when it is asked for.
+
+    Args:
+        folder: a complete store.
+        entry: what the recipe says of the source.
+        name: what logs and metrics call it.
+        cache_hit: whether it was there before.
+    """
+
+    def __init__(self, folder: Path, entry: TrainSource | EvaluationSource, name: str, *, cache_hit: bool) -> None:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        self.folder = folder
+        self.entry = entry
+        self.name = name
+        self.role: str = entry.role
+        self.report = replace(SourceReport.from_json(meta["report"]), name=name, cache_hit=cache_hit)
+        self.loss_weight: float = getattr(entry, "loss_weight", 1.0)
+        self._tokens = _mapped(folder / "tokens.bin", NARROW if meta["token_bytes"] == NARROW.itemsize else WIDE)
+        self._heads = _mapped(folder / "trees.bin", TREE)
+        self._segments = _mapped(folder / "segments.bin", SEGMENT)
+        self._spans = _mapped(folder / "spans.bin", SPAN)
+        self.lengths: NDArray[np.int32] = _mapped(folder / "lengths.bin", np.dtype("<i4"))
+        """(N,) tokens of each tree."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens per tree."""
+        return self.report.num_tokens / max(1, len(self))
+
+    @property
+    def digests(self) -> NDArray[np.uint64]:
+        """(N,) a number that equal trees share."""
+        return self._heads["digest"][: len(self)]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """(N,) index of each tree's row in the source, counted from 0."""
+        return self._heads["row"][: len(self)]
+
+    def where(self, index: int) -> str:
+        """What to call a tree when something is wrong with it."""
+        return f"{self.name} row {int(self.rows[index]) + 1}"
+
+    def tree(self, index: int) -> TokenTree:
+        """One tree; the source's `loss_weight` is in the weights of its spans."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"tree {index} is not in 0..{len(self) - 1}")
+        head, end = self._heads[index], self._heads[index + 1]
+        segments = self._segments[head["segment"] : end["segment"]]
+        spans = self._spans[head["span"] : end["span"]].copy()
+        spans["weight"] *= np.float32(self.loss_weight)
+        return TokenTree(
+            tokens=self._tokens[head["token"] : end["token"]].astype(np.int32),
+            starts=segments["start"].astype(np.int32),
+            parents=segments["parent"].astype(np.int32),
+            spans=spans,
+            num_bytes=int(head["num_bytes"]),
+            row=int(head["row"]),
+        )
+
+
+def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The file's array without reading it; an empty file cannot be mapped."""
+    if path.stat().st_size == 0:
+        return np.zeros(0, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)

@@ -1,0 +1,182 @@
+"""From whatever a user points at to a model that can answer: a run, one of its checkpoints, a folder, an adapter, a name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftcli.errors import Problem, RequestError, UsageError
+from ftcli.reporting.found_run import ARTEFACTS, RESOLVED_RECIPE, is_run
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ftcli.models.tokenizer import Tokenizer
+    from ftcli.recipe.recipe import Recipe
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A model ready to generate."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    description: str
+    """What was opened, in a few words."""
+
+
+def open_target(target: str, *, device: str = "auto") -> Loaded:
+    """The model a user names, in evaluation mode.
+
+    Args:
+        target: a run folder, a checkpoint or the artefact in one, a folder with a model or a PEFT adapter, builtin:NAME, or a hub id.
+        device: `auto` takes an accelerator where there is one.
+
+    Raises:
+        RequestError: there is nothing of the kind, or it cannot be loaded.
+    """
+    from ftcli.models.quiet import quiet_libraries
+
+    with quiet_libraries():
+        return _open(target, _device(device))
+
+
+def _open(target: str, place: torch.device) -> Loaded:
+    path = Path(target).expanduser()
+    if is_run(path):
+        return _open_run(path, place)
+    if path.name in ARTEFACTS and is_run(path.parent):
+        return _open_run(path.parent, place)
+    if path.parent.name == CHECKPOINTS and is_run(path.parent.parent):
+        return _open_checkpoint(path.parent.parent, path, place)
+    if not path.exists() and is_run(Path("runs") / target):
+        raise UsageError("there is no such model", [Problem("", f"`{target}` does not exist", f"did you mean `{Path('runs') / target}`?")])
+    return _open_model(target, place)
+
+
+def _open_run(run: Path, device: torch.device) -> Loaded:
+    """What the run has left; its last checkpoint where it has not ended."""
+    from ftcli.training.checkpoint import Checkpoints
+
+    recipe = _recipe(run)
+    kind = recipe.method.artefact
+    if (run / kind / ARTEFACTS[kind]).is_file():
+        return _open_artefact(run, recipe, device)
+    checkpoints = Checkpoints(run / CHECKPOINTS, keep=1)
+    steps = checkpoints.steps()
+    if not steps:
+        what = f"has neither `{kind}/` nor a checkpoint: nothing has been trained yet"
+        raise RequestError("the run cannot be opened", [Problem(str(run), what, "train it, or go on with --resume")])
+    return _open_checkpoint(run, checkpoints.path(steps[-1]), device)
+
+
+def _open_artefact(run: Path, recipe: Recipe, device: torch.device) -> Loaded:
+    from ftcli.models.load import load_model
+    from ftcli.models.settings import Model
+    from ftcli.training.assemble import load_base, weights_dtype
+
+    folder = run / recipe.method.artefact
+    tokenizer = _tokenizer(recipe, folder)
+    if recipe.method.artefact == "model":
+        spec = Model(base=str(folder.resolve()), attention=recipe.model.attention, trust_remote_code=recipe.model.trust_remote_code)
+        return Loaded(load_model(spec, tokenizer, dtype=weights_dtype(recipe), device=device), tokenizer, f"model of run {run}")
+    module = recipe.method.load(load_base(recipe, tokenizer, device), folder)
+    return Loaded(module.eval(), tokenizer, f"adapter of run {run} on {recipe.model.base}")
+
+
+def _open_checkpoint(run: Path, folder: Path, device: torch.device) -> Loaded:
+    from ftcli.methods.context import AttachContext
+    from ftcli.training.assemble import load_base
+    from ftcli.training.checkpoint import load_trainable, verified_state
+    from ftcli.training.seeds import derive_seed, seed_torch
+
+    recipe = _recipe(run)
+    verified_state(folder)
+    tokenizer = _tokenizer(recipe, folder)
+    base = load_base(recipe, tokenizer, device)
+    seed_torch(recipe.train.seed, "attach")
+    module = recipe.method.attach(base, AttachContext(seed=derive_seed(recipe.train.seed, "method"), restoring=True))
+    load_trainable(module, folder)
+    return Loaded(module.eval(), tokenizer, f"checkpoint {folder.name} of run {run}")
+
+
+def _open_model(target: str, device: torch.device) -> Loaded:
+    """A model by its folder or name, or a PEFT adapter with the base that it names."""
+    from ftcli.models.load import load_model
+    from ftcli.models.locate import model_folder
+    from ftcli.models.settings import Model
+    from ftcli.models.tokenizer import load_tokenizer
+
+    folder = model_folder(target)
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _open_adapter(target, folder, device)
+    tokenizer = load_tokenizer(target)
+    reference = str(folder.resolve()) if Path(target).expanduser().is_dir() else target
+    return Loaded(load_model(Model(base=reference), tokenizer, device=device), tokenizer, target)
+
+
+def _open_adapter(target: str, folder: Path, device: torch.device) -> Loaded:
+    from ftcli.models.load import load_model
+    from ftcli.models.settings import Model
+    from ftcli.models.tokenizer import load_tokenizer
+
+    base = _adapter_base(target, folder)
+    tokenizer = load_tokenizer(str(folder) if (folder / "tokenizer.json").is_file() else base)
+    model = load_model(Model(base=base), tokenizer, device=device)
+    from peft import PeftModel
+
+    try:
+        module = PeftModel.from_pretrained(model, folder)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RequestError("the adapter cannot be loaded", [Problem(target, first_line)]) from error
+    return Loaded(module.eval(), tokenizer, f"adapter {target} on {base}")
+
+
+def _adapter_base(target: str, folder: Path) -> str:
+    """The base that an adapter names.
+
+    Raises:
+        RequestError: it names none, or its weights are not in safetensors (PEFT would open a pickle file instead).
+    """
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        base = config.get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise RequestError("the adapter cannot be loaded", [Problem(target, f"`{ADAPTER_CONFIG}` is no JSON object")]) from error
+    if not isinstance(base, str) or not base:
+        raise RequestError("the adapter cannot be loaded", [Problem(target, f"`{ADAPTER_CONFIG}` names no base model")])
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise RequestError("the adapter cannot be loaded", [Problem(target, f"has no `{ADAPTER_WEIGHTS}`")])
+    return base
+
+
+def _recipe(run: Path) -> Recipe:
+    from ftcli.recipe.load import load_recipe
+
+    if not (run / RESOLVED_RECIPE).is_file():
+        raise RequestError("the run cannot be opened", [Problem(str(run), f"has no `{RESOLVED_RECIPE}`")])
+    return load_recipe(run / RESOLVED_RECIPE).recipe
+
+
+def _tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
+    """The tokenizer that was saved with the weights, or the recipe's."""
+    from ftcli.models.tokenizer import load_tokenizer
+
+    return load_tokenizer(str(folder.resolve())) if (folder / "tokenizer.json").is_file() else recipe.model.load_tokenizer()
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

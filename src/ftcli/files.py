@@ -1,0 +1,126 @@
+"""Files that are whole or not there: written beside their name, synced, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ftcli.errors import RunError
+
+PARTIAL = ".partial-"
+"""Begins the name of whatever is still being written; it is never read, and removed when met."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file in one move: a reader sees the old content or the new one."""
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    with said_when_disk_is_full(path):
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON in one move."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill; it gets the name `path`, and replaces what was there, only once it is complete and on the disk.
+
+    Raises:
+        RunError: the disk is full; what stood under `path` is untouched.
+    """
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    with said_when_disk_is_full(path):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            sync_folder(partial)
+            if path.exists():
+                _replace_folder(partial, path)
+            else:
+                partial.rename(path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace_folder(partial: Path, path: Path) -> None:
+    """A folder cannot be renamed onto a full one: the old one steps aside first."""
+    aside = path.with_name(f"{PARTIAL}old-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    partial.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Tidy up after a process that was killed: an old folder whose successor did not arrive gets its name back, the rest goes."""
+    for aside in folder.glob(f"{PARTIAL}old-*"):
+        original = folder / aside.name.removeprefix(f"{PARTIAL}old-")
+        if not original.exists():
+            aside.rename(original)
+    for partial in folder.glob(f"{PARTIAL}*"):
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until every file under `folder` is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def said_when_disk_is_full(path: Path) -> Iterator[None]:
+    """Turn a full disk (or quota) into an error that says so.
+
+    safetensors reports it as an error of its own, of which only the text tells.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise disk_full(path) from error
+    except SafetensorError as error:
+        if "No space left" not in str(error):
+            raise
+        raise disk_full(path) from error
+
+
+def disk_full(path: Path) -> RunError:
+    """The error for a disk that is full while `path` is written."""
+    return RunError(
+        f"the disk is full: `{path.name}` could not be written to {path.parent}", hint="free some space and go on with --resume"
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,310 @@
+"""A PEFT LoRA adapter on a model: its layers, its frozen start, its files, and its merge into plain weights.
+
+An initialisation that takes A and B from the weight itself must not change what the model computes. PEFT subtracts the initial
+product from the base, which rounds (in bfloat16 far too much) and cannot be done to a quantised weight. Here the initial factors
+stay beside the trained ones as a frozen, negative part: A = [trained; initial], B = [trained, -initial]. The base is never
+touched, the start is the identity, and the adapter that is saved (of twice the rank) fits the original base exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ftcli.errors import Problem, RequestError
+from ftcli.models.quantisation import dequantised_weight, is_quantised, requantised_weight
+from ftcli.models.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
+
+MergeTarget = Literal["dequantised", "original", "requantised"]
+ADAPTER = "default"
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_LISTED = 10
+
+
+class Joined(nn.Module):
+    """The trained factor with a frozen one beside it."""
+
+    def __init__(self, frozen: Tensor, dim: int) -> None:
+        super().__init__()
+        self.frozen: Tensor
+        self.register_buffer("frozen", frozen.clone(), persistent=False)
+        self.dim = dim
+
+    def forward(self, trained: Tensor) -> Tensor:
+        """``trained`` and ``frozen``, concatenated."""
+        return torch.cat([trained, self.frozen], dim=self.dim)
+
+
+def lora_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every layer with low-rank factors (a PEFT `LoraLayer`), by its name in `module`.
+
+    Raises:
+        RequestError: a kind of layer that ftcli does not know how to merge.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, LoraLayer):
+            if ADAPTER not in layer.lora_A or getattr(layer, "lora_bias", {}).get(ADAPTER):
+                what = f"`{name}` has an adapter on a {type(layer).__name__} layer, or one with a bias"
+                raise RequestError("the adapter is not of a kind ftcli merges", [Problem("adapter", what, "linear layers without bias")])
+            yield name, layer
+
+
+def trained_copies(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every module that is trained in full beside the adapter (PEFT's `modules_to_save`), by name."""
+    from peft.utils import ModulesToSaveWrapper
+
+    return ((name, child) for name, child in module.named_modules() if isinstance(child, ModulesToSaveWrapper))
+
+
+def base_weight(layer: Any) -> Tensor:
+    """(out, in) float32 weight the layer's base computes with."""
+    return plain_weight(layer.get_base_layer())
+
+
+def plain_weight(linear: Any) -> Tensor:
+    """(out, in) float32 weight of a linear layer, be it quantised or GPT-2's Conv1D."""
+    weight = dequantised_weight(linear) if is_quantised(linear) else _oriented(linear, linear.weight.detach())
+    return weight.float()
+
+
+def set_factors(layer: Any, factors: tuple[Tensor, Tensor], *, keep_initial: bool) -> None:
+    """Let A and B start at `factors`.
+
+    Args:
+        keep_initial: subtract the initial product for good, so that the start is the identity.
+    """
+    for linear, factor, dim in zip((layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]), factors, (0, 1), strict=True):
+        linear.weight.data.copy_(factor)
+        if keep_initial:
+            sign = 1.0 if dim == 0 else -1.0
+            parametrize.register_parametrization(linear, "weight", Joined(sign * linear.weight.data, dim), unsafe=True)
+
+
+def settle_magnitudes(module: nn.Module) -> None:
+    """Set DoRA's magnitudes to the base's row lengths in float32; PEFT rounds them to the base's dtype, and the start is no identity."""
+    for _, layer in lora_layers(module):
+        if ADAPTER in layer.lora_magnitude_vector:
+            magnitude = layer.lora_magnitude_vector[ADAPTER]
+            magnitude.weight.data = torch.linalg.vector_norm(base_weight(layer), dim=1)
+
+
+def settle_trained_copies(module: nn.Module) -> None:
+    """Tie the copies of an embedding and a head that are tied in the base, and compute them in float32 between casts."""
+    first_of: dict[int, nn.Module] = {}
+    for _, wrapper in trained_copies(module):
+        original, copy = wrapper.original_module, wrapper.modules_to_save[ADAPTER]
+        dtype = original.weight.dtype
+        if dtype != torch.float32:
+            copy.float()
+            copy.register_forward_pre_hook(lambda _, inputs: tuple(x.float() if x.is_floating_point() else x for x in inputs))
+            copy.register_forward_hook(lambda _, inputs, output, dtype=dtype: output.to(dtype))
+        first = first_of.setdefault(id(original.weight), copy)
+        if first is not copy:
+            copy.weight = first.weight
+
+
+def save_adapter(module: nn.Module, folder: Path) -> None:
+    """Write the adapter in PEFT's layout, so that PEFT loads it on the original base.
+
+    Raises:
+        RequestError: the module carries no adapter.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    if not isinstance(module, PeftModel):
+        raise TypeError(f"expected a PEFT model, found {type(module).__name__}")
+    state = module.state_dict()
+    is_joined = False
+    for name, layer in lora_layers(module):
+        for factor in ("lora_A", "lora_B"):
+            linear = getattr(layer, factor)[ADAPTER]
+            if parametrize.is_parametrized(linear):
+                is_joined = True
+                state.pop(f"{name}.{factor}.{ADAPTER}.parametrizations.weight.original")
+                state[f"{name}.{factor}.{ADAPTER}.weight"] = linear.weight
+    with quiet_libraries():
+        tensors = get_peft_model_state_dict(module, state_dict=state, save_embedding_layers=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    save_file(own, folder / WEIGHTS_FILE, {"format": "pt"})
+    _write_config(module, folder, rank_factor=2 if is_joined else 1)
+
+
+def _write_config(module: PeftModel, folder: Path, rank_factor: int) -> None:
+    """The configuration with `rank_factor` times the rank and the same scaling."""
+    config = cast("dict[str, Any]", module.peft_config[ADAPTER].to_dict())
+    alpha_factor = rank_factor**0.5 if config["use_rslora"] else float(rank_factor)
+    config |= {
+        "r": config["r"] * rank_factor,
+        "lora_alpha": config["lora_alpha"] * alpha_factor,
+        "rank_pattern": {name: rank * rank_factor for name, rank in config["rank_pattern"].items()},
+        "alpha_pattern": {name: alpha * alpha_factor for name, alpha in config["alpha_pattern"].items()},
+        "inference_mode": True,
+        "base_model_name_or_path": cast("PreTrainedModel", module.get_base_model()).config._name_or_path,
+    }
+    text = json.dumps({key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.items())}, indent=2)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """The adapter of `folder` put on `base`, in evaluation mode and frozen, every tensor of the file in its place.
+
+    Raises:
+        RequestError: the folder holds no LoRA adapter, or one that does not fit the base.
+    """
+    from peft import get_peft_model, set_peft_model_state_dict
+
+    config = _read_config(folder)
+    tensors = _read_tensors(folder)
+    with quiet_libraries():
+        try:
+            module = cast("PeftModel", get_peft_model(base, config))
+        except ValueError as error:
+            raise _unfit(folder, [str(error).splitlines()[0]]) from error
+        _check_tensors(folder, module, tensors)
+        settle_trained_copies(module)
+        set_peft_model_state_dict(module, tensors)
+    return module.requires_grad_(False).eval()
+
+
+def _read_config(folder: Path) -> LoraConfig:
+    from peft import LoraConfig
+
+    try:
+        fields = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unfit(folder, [f"cannot read {CONFIG_FILE}: {error}"]) from error
+    if fields.get("peft_type") != "LORA":
+        raise _unfit(folder, [f"peft_type is `{fields.get('peft_type')}`, not `LORA`"])
+    with quiet_libraries():
+        config = LoraConfig.from_peft_type(**fields)
+    assert isinstance(config, LoraConfig)
+    config.inference_mode = True
+    return config
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise _unfit(folder, [f"cannot read {WEIGHTS_FILE}: {error}"]) from error
+
+
+def _check_tensors(folder: Path, module: PeftModel, tensors: dict[str, Tensor]) -> None:
+    from peft import get_peft_model_state_dict
+
+    expected = get_peft_model_state_dict(module, save_embedding_layers=False)
+    shapes = {name for name in tensors.keys() & expected.keys() if tensors[name].shape != expected[name].shape}
+    kinds = {
+        "not in the file": expected.keys() - tensors.keys(),
+        "without a place in the model": tensors.keys() - expected.keys(),
+        "of another shape": shapes,
+    }
+    problems = []
+    for kind, names in kinds.items():
+        more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        if names:
+            problems.append(f"{len(names)} tensors {kind}: {', '.join(sorted(names)[:_LISTED])}{more}")
+    if problems:
+        raise _unfit(folder, problems)
+
+
+def _unfit(folder: Path, problems: list[str]) -> RequestError:
+    return RequestError("the adapter cannot be loaded", [Problem(str(folder), problem) for problem in problems])
+
+
+def merge_adapter(module: nn.Module, target: MergeTarget = "dequantised", original: PreTrainedModel | None = None) -> PreTrainedModel:
+    """The base model with the adapter folded into plain weights, computed in float32 and rounded once; `module` is used up.
+
+    W + s * B @ A, for DoRA with every row scaled to its learnt length.
+
+    Args:
+        target: what a quantised base becomes: the weights it computed with (the only target that equals the adapter), the weights
+            it was made from, or the merged weights as they are after another quantisation.
+        original: the base before quantisation, for target `original`.
+    """
+    from peft import PeftModel
+
+    if not isinstance(module, PeftModel):
+        raise TypeError(f"expected a PEFT model, found {type(module).__name__}")
+    model = cast("PreTrainedModel", module.get_base_model())
+
+    def target_weight(name: str, base: nn.Module) -> Tensor:
+        return plain_weight(base if original is None else original.get_submodule(name))
+
+    with torch.no_grad():
+        for name, layer in list(lora_layers(model)):
+            base = layer.get_base_layer()
+            merged = _merged_weight(layer, target_weight(name, base))
+            if target == "requantised" and is_quantised(base):
+                merged = requantised_weight(base, merged)
+            model.set_submodule(name, _plain_layer(base, merged, model.dtype))
+        for name, wrapper in list(trained_copies(model)):
+            for original, trained in zip(wrapper.original_module.parameters(), wrapper.modules_to_save[ADAPTER].parameters(), strict=True):
+                original.data = trained.data.to(original.dtype)
+            model.set_submodule(name, wrapper.original_module)
+        for name, layer in list(model.named_modules()):
+            if is_quantised(layer):
+                model.set_submodule(name, _plain_layer(layer, target_weight(name, layer), model.dtype))
+    _forget_wrapping(model)
+    model.requires_grad_(True).eval()
+    return model
+
+
+def _merged_weight(layer: Any, weight: Tensor) -> Tensor:
+    """(out, in) float32."""
+    delta: Tensor = layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float()
+    merged: Tensor = weight + delta * layer.scaling[ADAPTER]
+    if ADAPTER in layer.lora_magnitude_vector:
+        lengths = torch.linalg.vector_norm(merged, dim=1)
+        merged = merged * (layer.lora_magnitude_vector[ADAPTER].weight.float() / lengths)[:, None]
+    return merged
+
+
+def _plain_layer(base: nn.Module, weight: Tensor, dtype: torch.dtype) -> nn.Module:
+    """`base` with the (out, in) `weight`; a quantised layer becomes the plain class it was made from."""
+    if not is_quantised(base):
+        base.weight = nn.Parameter(_oriented(base, weight).to(dtype).contiguous())
+        return base
+    from transformers.pytorch_utils import Conv1D
+
+    num_out, num_in = weight.shape
+    is_conv = issubclass(getattr(base, "source_cls", nn.Linear), Conv1D)
+    with torch.device("meta"):
+        plain = Conv1D(num_out, num_in) if is_conv else nn.Linear(num_in, num_out, bias=base.bias is not None)
+    plain.weight = nn.Parameter(_oriented(plain, weight).to(dtype).contiguous())
+    if isinstance(base.bias, Tensor):
+        plain.bias = nn.Parameter(base.bias.data.to(dtype))
+    return plain
+
+
+def _oriented(layer: nn.Module, weight: Tensor) -> Tensor:
+    """(out, in) to the layer's own orientation and back: GPT-2's Conv1D stores (in, out)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def _forget_wrapping(model: PreTrainedModel) -> None:
+    """Remove what PEFT and the quantiser left on the model and its configuration."""
+    for name in ("peft_config", "hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized"):
+        if name in model.__dict__:
+            delattr(model, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config

@@ -1,0 +1,28 @@
+"""Half a cosine down."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ftcli.optim.schedules.decay import decayed
+from ftcli.optim.schedules.warmup import Warmup
+
+
+class Cosine(Warmup):
+    """Warm-up, then half a cosine from the peak to `min_lr_ratio` of it at the last step.
+
+    Source: Loshchilov and Hutter 2016, arXiv:1608.03983, without restarts.
+    """
+
+    kind: Literal["cosine"] = "cosine"
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Learning rate of the last step, as a share of the peak; at 0 the last step moves nothing."""
+
+    def factor_at(self, step: int, num_steps: int) -> float:
+        """Factor of the peak learning rate at `step`, counted from 1."""
+        peak = self.peak_step(num_steps)
+        if step <= peak:
+            return step / peak
+        return decayed(step - peak, num_steps - peak, "cosine", self.min_lr_ratio)

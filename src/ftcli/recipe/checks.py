@@ -1,0 +1,71 @@
+"""What must hold between the keys of a recipe, as far as the recipe alone can tell.
+
+Each check reads the document as it was written, so that it speaks up beside the typing errors, and says nothing about what is
+missing or of the wrong type: validation does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ftcli.recipe.explain import Finding, value_at
+from ftcli.recipe.yaml import KeyPath
+
+
+def check_relations(data: dict[str, Any]) -> list[Finding]:
+    """Every contradiction between keys of the document."""
+    checks = (_base_or_init, _epochs_or_steps, _warmup, _something_to_evaluate, _names_differ)
+    return [finding for check in checks for finding in check(data)]
+
+
+def _base_or_init(data: dict[str, Any]) -> Iterator[Finding]:
+    model = data.get("model")
+    if not isinstance(model, dict):
+        return
+    base, init = model.get("base"), model.get("init")
+    if base is None and init is None:
+        yield ("model",), "neither `base` nor `init` is given", "`base: builtin:tiny`, a hub id, or a local folder"
+    if base is not None and init is not None:
+        yield ("model", "init"), "`base` and `init` are both given", "`base` starts from trained weights, `init` from random ones"
+    if base is None and init is not None and model.get("tokenizer") is None:
+        yield ("model", "init"), "`init` needs `model.tokenizer`", "`tokenizer: builtin:tiny`, a hub id, or a local folder"
+    if model.get("revision") is not None and (base is None or str(base).startswith("builtin:")):
+        yield ("model", "revision"), "`revision` is read for hub ids only", "remove it"
+
+
+def _epochs_or_steps(data: dict[str, Any]) -> Iterator[Finding]:
+    if value_at(data, ("train", "epochs")) is not None and value_at(data, ("train", "steps")) is not None:
+        yield ("train", "steps"), "`epochs` and `steps` are both given", "keep one of the two"
+
+
+def _warmup(data: dict[str, Any]) -> Iterator[Finding]:
+    path: KeyPath = ("train", "schedule", "warmup_steps")
+    warmup, steps = value_at(data, path), value_at(data, ("train", "steps"))
+    if warmup is not None and value_at(data, ("train", "schedule", "warmup_ratio")) is not None:
+        yield path, "`warmup_steps` and `warmup_ratio` are both given", "keep one of the two"
+    if isinstance(warmup, int) and isinstance(steps, int) and warmup > steps:
+        yield path, f"the warm-up of {warmup} steps is longer than `train.steps` ({steps})", f"at most {steps}"
+
+
+def _something_to_evaluate(data: dict[str, Any]) -> Iterator[Finding]:
+    """Evaluation and what hangs on it need held-out rows, given or held out from the one training source."""
+    sources, holdout = value_at(data, ("data", "train")), value_at(data, ("data", "holdout"))
+    has_rows = bool(value_at(data, ("data", "evaluation"))) or (isinstance(sources, list) and len(sources) == 1 and holdout != 0)
+    evaluate, early_stopping = value_at(data, ("every", "evaluate")), value_at(data, ("train", "early_stopping"))
+    if evaluate is not None and not has_rows:
+        yield ("every", "evaluate"), "there is nothing to evaluate", "give `data.evaluation`"
+    if early_stopping is not None and not has_rows:
+        yield ("train", "early_stopping"), "there is nothing to evaluate", "give `data.evaluation`"
+    if early_stopping is not None and evaluate is None:
+        yield ("train", "early_stopping"), "`early_stopping` needs evaluations during training", "give `every.evaluate`"
+
+
+def _names_differ(data: dict[str, Any]) -> Iterator[Finding]:
+    for part in ("train", "evaluation"):
+        sources = value_at(data, ("data", part))
+        seen: dict[str, int] = {}
+        for index, source in enumerate(sources if isinstance(sources, list) else ()):
+            name = source.get("name") if isinstance(source, dict) else None
+            if isinstance(name, str) and seen.setdefault(name, index) != index:
+                yield ("data", part, index, "name"), f"`{name}` is the name of data.{part}.{seen[name]}, too", "give each its own name"

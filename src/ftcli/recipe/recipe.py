@@ -1,0 +1,43 @@
+"""The recipe: four independent axes and where the result goes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ftcli.data.settings import Data
+from ftcli.methods import Method
+from ftcli.methods.lora import Lora
+from ftcli.models.settings import Model
+from ftcli.objectives import Objective
+from ftcli.objectives.causal_lm import CausalLM
+from ftcli.recipe.train import Every, Train
+from ftcli.spec import LocalPath, Spec
+
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+
+class Recipe(Spec):
+    """One fine-tuning run: base model, data, method, objective, schedule."""
+
+    version: Literal[1]
+    """Version of the recipe language."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run; letters, digits, dots, dashes."""
+    model: Model
+    """The base model."""
+    data: Data
+    """What is seen, in which order and proportion."""
+    method: Method = Lora()
+    """Which weights move, and how they fold back."""
+    objective: Objective = CausalLM()
+    """What is minimised."""
+    train: Train = Train()
+    """How far, how fast, on what hardware."""
+    every: Every = Every()
+    """When to log, evaluate and save."""
+    trackers: tuple[Tracker, ...] = ()
+    """Where metrics go beside metrics.jsonl; each is an extra."""
+    output: LocalPath | None = None
+    """The run folder; the default is runs/<name> in the current folder."""

@@ -1,0 +1,239 @@
+"""From a recipe to the parts a run is made of. `ftcli check` stops here; `ftcli train` goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcli.data.order import Order
+from ftcli.data.prepare import Prepared, Progress, prepare
+from ftcli.errors import MissingExtraError, RequestError
+from ftcli.layout.model import TreeModel, inner_model
+from ftcli.layout.probe import LayoutChoice, choose_layout
+from ftcli.training.batches import BatchSource
+from ftcli.training.seeds import derive_seed, seed_torch
+from ftcli.training.step import Learner
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from ftcli.data.tree import TokenTree
+    from ftcli.models.tokenizer import Tokenizer
+    from ftcli.recipe.recipe import Recipe
+
+NUM_PROBE_TREES = 4
+
+
+def cache_folder() -> Path:
+    """Where tokenised data is kept: $FTCLI_CACHE, or ~/.cache/ftcli."""
+    return Path(os.environ.get("FTCLI_CACHE") or Path.home() / ".cache" / "ftcli")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataParts:
+    """What is seen."""
+
+    tokenizer: Tokenizer
+    prepared: Prepared
+    order: Order
+
+    def probe_trees(self) -> list[TokenTree]:
+        """A few examples that every proof uses."""
+        return [store.tree(i) for store in self.prepared.train for i in range(min(NUM_PROBE_TREES, len(store)))][: 2 * NUM_PROBE_TREES]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelParts:
+    """What trains."""
+
+    module: nn.Module
+    """What the method returned."""
+    model: TreeModel
+    layout: LayoutChoice
+    lr: float
+    """Peak learning rate."""
+
+
+def assemble_data(recipe: Recipe, progress: Progress | None, first_rows: int | None = None) -> DataParts:
+    """Read, tokenise and order the data; all that can be wrong with it is found here.
+
+    Raises:
+        RequestError: and its kinds, for anything wrong with tokenizer, template, files or rows.
+    """
+    tokenizer = recipe.model.load_tokenizer()
+    prepared = prepare(recipe.data, tokenizer, cache_folder=cache_folder(), progress=progress, first_rows=first_rows)
+    order = Order(
+        [len(store) for store in prepared.train],
+        [float(store.lengths.mean()) for store in prepared.train],
+        [entry.weight for entry in recipe.data.train],
+        recipe.data.mixture,
+        global_batch_size=recipe.train.global_batch_size,
+        epochs=recipe.train.epochs,
+        steps=recipe.train.steps,
+        seed=recipe.train.seed,
+    )
+    return DataParts(tokenizer, prepared, order)
+
+
+def make_accelerator(recipe: Recipe, folder: Path | None) -> Accelerator:
+    """The accelerator for the recipe's device and precision.
+
+    Raises:
+        RequestError: the device is not there, or the launcher asks for sharding that checkpoints cannot do.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    device = recipe.train.device
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device, True):
+        raise RequestError(f"train.device: `{device}` is not available here", hint="`auto` takes what is there")
+    require_trackers(recipe.trackers)
+    if "RANK" not in os.environ:
+        # accelerate keeps device and precision for the life of the process; the next run may want others.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(
+        # Without it, accelerate takes processes on a machine without accelerators for strangers to each other.
+        cpu=device == "cpu" or (device == "auto" and not any(available.values())),
+        mixed_precision=_mixed_precision(recipe),
+        gradient_accumulation_steps=1,
+        log_with=list(recipe.trackers) or None,
+        project_dir=None if folder is None else str(folder),
+    )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise RequestError(f"sharded training ({accelerator.distributed_type.value}) is not supported yet", hint="launch with plain DDP")
+    return accelerator
+
+
+def _mixed_precision(recipe: Recipe) -> str:
+    import torch
+
+    if recipe.train.mixed_precision != "auto":
+        return recipe.train.mixed_precision
+    on_cuda = recipe.train.device in ("auto", "cuda") and torch.cuda.is_available()
+    return "bf16" if on_cuda and torch.cuda.is_bf16_supported() else "no"
+
+
+def require_trackers(trackers: Sequence[str]) -> None:
+    """Refuse a tracker whose package is not installed."""
+    from importlib.util import find_spec
+
+    for tracker in trackers:
+        if find_spec(tracker) is None:
+            raise MissingExtraError(f"trackers: `{tracker}`", tracker)
+
+
+def load_base(recipe: Recipe, tokenizer: Tokenizer, device: torch.device, *, quantized: bool = True) -> PreTrainedModel:
+    """The base model of a recipe as its method wants it loaded, bit for bit the same each time."""
+    from ftcli.models.load import load_model
+
+    quantization = recipe.method.quantization() if quantized else None
+    seed = derive_seed(recipe.train.seed, "model")
+    dtype = weights_dtype(recipe)
+    return load_model(recipe.model, tokenizer, quantization=quantization, dtype=dtype, device=device, seed=seed)
+
+
+def weights_dtype(recipe: Recipe) -> str:
+    """float32 for weights that train; `auto` leaves it to the device and the checkpoint."""
+    if recipe.model.dtype == "auto" and recipe.method.artefact == "model":
+        return "float32"
+    return recipe.model.dtype
+
+
+def assemble_model(recipe: Recipe, data: DataParts, accelerator: Accelerator) -> ModelParts:
+    """Load the base, attach the method, and choose the layout by the probe.
+
+    Raises:
+        RequestError: for anything that does not fit: a base that cannot be had, a target that matches nothing, a layout.
+    """
+    from ftcli.methods.context import AttachContext
+
+    base = load_base(recipe, data.tokenizer, accelerator.device)
+    # Ordinary floating-point weights of the base, for initialisations that compare with them; loaded only when asked for.
+    context = AttachContext(
+        seed=derive_seed(recipe.train.seed, "method"),
+        sample_batches=lambda count: sample_batches(recipe, data, count),
+        original_base=lambda: load_base(recipe, data.tokenizer, _cpu(), quantized=False),
+    )
+    seed_torch(recipe.train.seed, "attach")
+    module = recipe.method.attach(base, context)
+    if recipe.train.gradient_checkpointing:
+        inner_model(module).activation_checkpointing_enable({"use_reentrant": False})
+    model = TreeModel(module)
+    choice = choose_layout(model, data.probe_trees(), recipe.train.layout, recipe.method.layouts, recipe.data.max_length)
+    if recipe.train.compile:
+        inner_model(module).base_model.compile(dynamic=True)
+    return ModelParts(module, model, choice, recipe.train.lr or recipe.method.default_lr)
+
+
+def _cpu() -> torch.device:
+    import torch
+
+    return torch.device("cpu")
+
+
+def sample_batches(recipe: Recipe, data: DataParts, count: int) -> list[dict[str, Tensor]]:
+    """`count` padded batches of the first training steps, for initialisations that look at data."""
+    from ftcli.layout.build import build_batch
+
+    steps = range(1, min(count, data.order.num_steps) + 1)
+    batches = []
+    for step in steps:
+        trees = [data.prepared.train[source].tree(index) for source, index in data.order.examples_at(step)]
+        batch = build_batch("rows", trees, [recipe.objective.target_weights(tree) for tree in trees], data.tokenizer.pad_id or 0)
+        assert batch.attention_mask is not None
+        batches.append({"input_ids": batch.input_ids, "attention_mask": batch.attention_mask})
+    return batches
+
+
+def assemble_learner(recipe: Recipe, data: DataParts, parts: ModelParts, accelerator: Accelerator) -> tuple[Learner, BatchSource]:
+    """The optimizer and the batches, prepared for the devices of this run."""
+    weight_decay = getattr(recipe.train.optimizer, "weight_decay", 0.0)
+    groups = recipe.method.parameter_groups(parts.module, parts.lr, weight_decay)
+    optimizer = recipe.train.optimizer.build(groups, parts.lr)
+    model, prepared_optimizer = accelerator.prepare(parts.model, optimizer)
+    learner = Learner(
+        accelerator=accelerator,
+        model=model,
+        optimizer=prepared_optimizer,
+        objective=recipe.objective,
+        max_grad_norm=recipe.train.max_grad_norm,
+        seed=recipe.train.seed,
+        num_sources=len(data.prepared.train),
+    )
+    batches = BatchSource(
+        stores=data.prepared.train,
+        order=data.order,
+        objective=recipe.objective,
+        layout=parts.layout.layout,
+        micro_batch_tokens=recipe.train.micro_batch_tokens,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        pad_id=data.tokenizer.pad_id or 0,
+    )
+    return learner, batches
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """(trainable, all) numbers of a module; a quantised weight counts as the numbers it stands for."""
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    total = 0
+    for parameter in module.parameters():
+        state = getattr(parameter, "quant_state", None)
+        total += parameter.numel() if state is None else int(_product(state.shape))
+    return trainable, total
+
+
+def _product(shape: Any) -> int:
+    result = 1
+    for size in shape:
+        result *= int(size)
+    return result

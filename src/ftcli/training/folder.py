@@ -1,0 +1,108 @@
+"""The run folder: who may write to it, what it says of itself, and whether a recipe may go on in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcli.errors import Problem, RequestError, UsageError
+from ftcli.files import recover, write_json, write_text
+
+if TYPE_CHECKING:
+    from ftcli.recipe.load import LoadedRecipe
+    from ftcli.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of a run."""
+
+    path: Path
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def resolved_path(self) -> Path:
+        return self.path / "recipe.resolved.yaml"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    def manifest(self) -> dict[str, Any]:
+        """What the run says of itself; empty if there is no run."""
+        if not self.manifest_path.exists():
+            return {}
+        manifest: dict[str, Any] = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+        return manifest
+
+    def update_manifest(self, **values: Any) -> None:
+        write_json(self.manifest_path, {**self.manifest(), **values})
+
+    def require_fresh_or_same(self, recipe: Recipe, resume: bool) -> bool:
+        """Whether there is a run here to go on with.
+
+        Raises:
+            UsageError: a run is here and going on was not asked for, or it is one of another recipe (with the difference).
+        """
+        if not self.resolved_path.exists():
+            if self.path.is_dir() and any(path for path in self.path.iterdir() if not path.name.startswith(".")):
+                raise UsageError(f"the run folder {self.path} is not empty and holds no run", hint="choose another `output`")
+            return False
+        if not resume:
+            status = self.manifest().get("status", "unknown")
+            raise UsageError(
+                f"{self.path} already holds a run (status: {status})",
+                hint="--resume goes on with it; another `name` or `output` begins anew",
+            )
+        from ftcli.recipe.load import load_recipe
+        from ftcli.recipe.write import recipe_difference
+
+        difference = recipe_difference(load_recipe(self.resolved_path).recipe, recipe)
+        if difference:
+            problems = [Problem("", line) for line in difference]
+            raise RequestError(
+                f"cannot resume {self.path}: the recipe has changed", problems, hint="undo the change, or give another `name` or `output`"
+            )
+        return True
+
+    def begin(self, loaded: LoadedRecipe, manifest: dict[str, Any]) -> None:
+        """Write what is known before the first step; recipe.resolved.yaml comes last and makes the folder a run."""
+        from ftcli.recipe.write import resolved_yaml
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "recipe.yaml", loaded.text)
+        write_json(self.manifest_path, manifest)
+        write_text(self.resolved_path, resolved_yaml(loaded.recipe))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out of this folder.
+
+        Raises:
+            UsageError: another process is training here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"another process is training in {self.path}") from None
+            for folder in (self.path, self.checkpoints_path):
+                recover(folder)
+            yield

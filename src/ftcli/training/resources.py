@@ -1,0 +1,55 @@
+"""Whether a run fits: disk for its checkpoints, memory for its weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftcli.errors import RequestError
+from ftcli.units import format_bytes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Adam keeps two numbers a weight; a checkpoint holds them and the weight.
+NUMBERS_PER_WEIGHT = 3
+
+
+def checkpoint_bytes(module: nn.Module) -> int:
+    """Bytes of one checkpoint with a two-moment optimizer."""
+    return NUMBERS_PER_WEIGHT * sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+
+
+def needed_disk_bytes(module: nn.Module, keep: int) -> int:
+    """The kept checkpoints, the best one, one being written, and the result."""
+    size = checkpoint_bytes(module)
+    return (keep + 2) * size + size // NUMBERS_PER_WEIGHT
+
+
+def training_bytes(module: nn.Module) -> int:
+    """Weights, gradients and optimizer state; activations come on top."""
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    return weights + checkpoint_bytes(module)
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Bytes free where `path` is, or will be."""
+    existing = path
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def require_disk(path: Path, module: nn.Module, keep: int) -> None:
+    """Refuse a run whose checkpoints cannot fit.
+
+    Raises:
+        RequestError: less is free than the run will need.
+    """
+    needed, free = needed_disk_bytes(module, keep), free_disk_bytes(path)
+    if needed > free:
+        raise RequestError(
+            f"the run needs about {format_bytes(needed)} of disk for {keep} checkpoints and {format_bytes(free)} are free at {path}",
+            hint="free some space, give another `output`, or a smaller `every.keep`",
+        )

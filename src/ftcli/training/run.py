@@ -1,0 +1,364 @@
+"""One run, from a loaded recipe to a proven model: the only place that knows all the parts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcli.data.settings import EvaluationSource
+from ftcli.errors import InterruptedRun, Problem, RequestError, RunError
+from ftcli.evaluation.answers import Question, read_questions, score_answers
+from ftcli.evaluation.loss import measure_loss
+from ftcli.files import new_folder, said_when_disk_is_full
+from ftcli.layout.model import inner_model
+from ftcli.reporting.live import Reporter, RunHeader
+from ftcli.training.assemble import (
+    DataParts,
+    ModelParts,
+    assemble_data,
+    assemble_learner,
+    assemble_model,
+    count_parameters,
+    load_base,
+    make_accelerator,
+)
+from ftcli.training.checkpoint import Checkpoints, load_trainable, trainable_tensors, verified_state
+from ftcli.training.folder import RunFolder
+from ftcli.training.hooks import Checkpoint, Evaluate, Log, Metrics, default_save_every
+from ftcli.training.loop import Progress, train
+from ftcli.training.manifest import environment, fingerprints
+from ftcli.training.proofs import Proof, frozen_tensors, hash_tensors, probe_log_probs, prove_frozen, prove_reloaded, prove_stops
+from ftcli.training.resources import require_disk
+from ftcli.training.signals import StopSignal
+from ftcli.training.step import Learner, NonFiniteError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ftcli.data.store import TreeStore
+    from ftcli.recipe.load import LoadedRecipe
+    from ftcli.recipe.recipe import Recipe
+    from ftcli.training.batches import BatchSource
+
+NUM_STOP_PROMPTS = 4
+MAX_STOP_TOKENS = 256
+
+
+def run_folder(recipe: Recipe) -> RunFolder:
+    """Where a recipe's run goes: `output`, or runs/<name> in the current folder."""
+    return RunFolder(Path(recipe.output) if recipe.output is not None else Path.cwd() / "runs" / recipe.name)
+
+
+def run_recipe(loaded: LoadedRecipe, reporter: Reporter, *, resume: bool = False, first_rows: int | None = None) -> dict[str, Any]:
+    """Train as the recipe says, prove the result, and leave a run folder.
+
+    Args:
+        resume: go on with the run in the folder; with none there, begin it.
+        first_rows: read only so many rows of each source, for a smoke run.
+
+    Returns:
+        The summary: status, steps, folder, artefact, evaluation before and after, proofs.
+
+    Raises:
+        RequestError: something in the request is wrong; nothing was written.
+        RunError: the run failed; its checkpoints are there.
+        InterruptedRun: a signal stopped it; it can be resumed.
+    """
+    recipe, folder = loaded.recipe, run_folder(loaded.recipe)
+    goes_on = folder.require_fresh_or_same(recipe, resume)
+    if goes_on and (summary := folder.manifest().get("summary")) is not None:
+        reporter.note(f"{recipe.name} is finished: nothing is left to do")
+        finished: dict[str, Any] = summary
+        return finished
+    stop = StopSignal()
+    with stop.installed(), ExitStack() as stack:
+        accelerator = make_accelerator(recipe, folder.path)
+        if not accelerator.is_main_process:
+            reporter.silent = True
+        with accelerator.main_process_first():
+            data = assemble_data(recipe, reporter, first_rows)
+        parts = assemble_model(recipe, data, accelerator)
+        require_disk(folder.path, parts.module, recipe.every.keep)
+        if accelerator.is_main_process:
+            stack.enter_context(folder.locked())
+        for note in data.prepared.notes:
+            reporter.note(note)
+        run = Run(loaded, folder, data, parts, accelerator, reporter, stop)
+        if accelerator.is_main_process and not goes_on:
+            folder.begin(loaded, run.first_manifest())
+        accelerator.wait_for_everyone()
+        try:
+            return run.execute(goes_on)
+        except InterruptedRun:
+            run.note_status("interrupted")
+            raise
+        except BaseException:
+            run.note_status("failed")
+            raise
+
+
+@dataclass(slots=True)
+class Run:
+    """The parts of a run, and what is done with them in order."""
+
+    loaded: LoadedRecipe
+    folder: RunFolder
+    data: DataParts
+    parts: ModelParts
+    accelerator: Accelerator
+    reporter: Reporter
+    stop: StopSignal
+    questions: dict[str, list[Question]] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.loaded.recipe
+
+    def execute(self, goes_on: bool) -> dict[str, Any]:
+        """Restore or begin, train, save, prove, report."""
+        recipe, parts = self.recipe, self.parts
+        began = time.monotonic()
+        probe_trees = self.data.probe_trees()
+        frozen_before = hash_tensors(frozen_tensors(parts.module))
+        learner, batch_source = assemble_learner(recipe, self.data, parts, self.accelerator)
+        checkpoints = Checkpoints(self.folder.checkpoints_path, recipe.every.keep)
+        metrics = Metrics(self.folder.metrics_path, self.accelerator)
+        progress = self._restore(checkpoints, learner, metrics) if goes_on else Progress(num_steps=self.data.order.num_steps)
+        self._announce(progress)
+        if recipe.trackers:
+            self.accelerator.init_trackers(recipe.name, config={"recipe": self.loaded.text})
+        evaluate, hooks = self._hooks(learner, metrics, checkpoints, progress.seconds)
+        evaluate.act(progress)
+        self._train(learner, batch_source, progress, hooks)
+        self._take_best(checkpoints, evaluate, progress)
+        summary = self._finish(progress, probe_trees, frozen_before, began)
+        if recipe.trackers:
+            self.accelerator.end_training()
+        return summary
+
+    def _restore(self, checkpoints: Checkpoints, learner: Learner, metrics: Metrics) -> Progress:
+        steps = checkpoints.steps()
+        progress = checkpoints.load(steps[-1], learner) if steps else Progress(num_steps=self.data.order.num_steps)
+        metrics.cut(progress.metrics_bytes)
+        kept, found = self.folder.manifest().get("hashes", {}), fingerprints(self.data)
+        changed = [key for key in found if kept.get(key, found[key]) != found[key]]
+        if changed:
+            problems = [Problem(key, "is not what the run began with") for key in changed]
+            raise RequestError(f"cannot resume {self.folder.path}: the data has changed", problems)
+        return progress
+
+    def _announce(self, progress: Progress) -> None:
+        trainable, total = count_parameters(self.parts.module)
+        reports = [store.report for store in self.data.prepared.train]
+        self.reporter.start(
+            RunHeader(
+                name=self.recipe.name,
+                folder=str(self.folder.path),
+                base=self.recipe.model.base or "random weights",
+                method=self.recipe.method.kind,
+                num_steps=progress.num_steps,
+                global_batch_size=self.recipe.train.global_batch_size,
+                layout=f"{self.parts.layout.layout} ({self.parts.layout.reason})",
+                device=str(self.accelerator.device),
+                trainable_parameters=trainable,
+                total_parameters=total,
+                sources=tuple((report.name, report.num_examples, report.num_targets) for report in reports),
+                first_step=progress.step + 1,
+            )
+        )
+
+    def _hooks(self, learner: Learner, metrics: Metrics, checkpoints: Checkpoints, seconds: float) -> tuple[Evaluate, list[Any]]:
+        recipe = self.recipe
+        names = [store.name for store in self.data.prepared.train]
+        log = Log(recipe.every.log, metrics, names, self.parts.lr, recipe.train.schedule.factor_at, self.reporter.log, seconds)
+        evaluate = Evaluate(
+            recipe.every.evaluate, lambda step: self.measure(learner, step), metrics, recipe.train.early_stopping, self.reporter.evaluation
+        )
+        save_every = default_save_every(recipe.every, self.data.order.num_steps)
+        checkpoint = Checkpoint(save_every, checkpoints, learner, metrics, self.stop)
+        return evaluate, [log, evaluate, checkpoint] if self.data.prepared.evaluation else [log, checkpoint]
+
+    def _train(self, learner: Learner, batch_source: BatchSource, progress: Progress, hooks: list[Any]) -> None:
+        if progress.stop_reason is not None:
+            return
+        self.stop.is_training = True
+        try:
+            train(learner, batch_source, self.recipe.train.schedule.factor_at, progress, hooks)
+        except NonFiniteError as error:
+            rows = [f"{self.data.prepared.train[s].name}:{i}" for s, i in self.data.order.examples_at(error.step)]
+            listed = ", ".join(rows[:10]) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
+            hint = "a lower train.lr, or train.mixed_precision: bf16 instead of fp16"
+            raise RunError(error.summary, [Problem("examples of this step", listed)], hint) from error
+        finally:
+            self.stop.is_training = False
+        if progress.stop_reason == "interrupted":
+            raise InterruptedRun(
+                f"stopped by {self.stop.name or 'another process'} after step {progress.step} of {progress.num_steps}; all is saved",
+                hint="the same command with --resume goes on",
+            )
+
+    def _take_best(self, checkpoints: Checkpoints, evaluate: Evaluate, progress: Progress) -> None:
+        """With early stopping the result is the best step's weights, measured again with generated answers."""
+        if self.recipe.train.early_stopping is None or progress.best_step in (None, progress.step):
+            return
+        assert progress.best_step is not None
+        verified_state(checkpoints.path(progress.best_step))
+        load_trainable(self.parts.module, checkpoints.path(progress.best_step))
+        self.reporter.note(f"taking the weights of the best step, {progress.best_step}")
+        best = Progress(num_steps=progress.best_step, step=progress.best_step)
+        evaluate.act(best)
+
+    def measure(self, learner: Learner, step: int) -> dict[str, dict[str, Any]]:
+        """What each evaluation source measures now; generated answers before the first and after the last step."""
+        is_alone = self.accelerator.num_processes == 1
+        results: dict[str, dict[str, Any]] = {}
+        for store in self.data.prepared.evaluation:
+            loss = measure_loss(
+                self.accelerator,
+                learner.model,
+                store,
+                layout=self.parts.layout.layout,
+                micro_batch_tokens=self.recipe.train.micro_batch_tokens,
+                pad_id=self.data.tokenizer.pad_id or 0,
+                # One process alone may leave; several must come to the same reduction.
+                is_stopping=self.stop.is_set if is_alone else lambda: False,
+                progress=self._shown(f"evaluating {store.name}"),
+            )
+            results[store.name] = {**loss.to_json(), "role": store.role}
+            if step == 0 or step == self.data.order.num_steps:
+                results[store.name] |= self._answers(store, step)
+        return results
+
+    def _shown(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.reporter.update(done, total, what)
+
+    def _answers(self, store: TreeStore, step: int) -> dict[str, float]:
+        """Scores of generated answers, where the source asks for them; the main process generates for all."""
+        settings = store.entry.generate if isinstance(store.entry, EvaluationSource) else None
+        if settings is None or not self.accelerator.is_main_process:
+            return {}
+        if store.name not in self.questions:
+            self.questions[store.name] = read_questions(store, self.data.tokenizer, settings.limit)
+        scores, samples = score_answers(self.parts.module, self.data.tokenizer, self.questions[store.name], settings, self.reporter)
+        with said_when_disk_is_full(self.folder.samples_path), self.folder.samples_path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"step": step, "source": store.name, **sample}, ensure_ascii=False) + "\n" for sample in samples)
+        return scores
+
+    def first_manifest(self) -> dict[str, Any]:
+        trainable, total = count_parameters(self.parts.module)
+        return {
+            "status": "running",
+            "name": self.recipe.name,
+            "method": self.recipe.method.kind,
+            "base": self.recipe.model.base,
+            "artefact": self.recipe.method.artefact,
+            "num_steps": self.data.order.num_steps,
+            "steps": 0,
+            "seed": self.recipe.train.seed,
+            "lr": self.parts.lr,
+            "parameters": {"trainable": trainable, "total": total},
+            "layout": self.parts.layout.to_json(),
+            "hashes": {**fingerprints(self.data), "initial_trainable": hash_tensors(trainable_tensors(self.parts.module).items())},
+            "data": [store.report.to_json() for store in (*self.data.prepared.train, *self.data.prepared.evaluation)],
+            "repeats": self.data.order.repeats(),
+            "environment": environment(self.accelerator),
+            "proofs": [],
+        }
+
+    def note_status(self, status: str) -> None:
+        """Say in the manifest how the run stands."""
+        if self.accelerator.is_main_process:
+            # On a full disk this cannot be said; what is being raised says why.
+            with suppress(RunError):
+                self.folder.update_manifest(status=status)
+
+    def _finish(self, progress: Progress, probe_trees: list[Any], frozen_before: str, began: float) -> dict[str, Any]:
+        """Save the result under its final name, prove it, and write what people read."""
+        summary: dict[str, Any] = {}
+        if self.accelerator.is_main_process:
+            trained = probe_log_probs(self.parts.model, probe_trees)
+            self._save()
+            proofs = [
+                Proof("layout", True, f"{self.parts.layout.layout}: {self.parts.layout.reason}"),
+                prove_frozen(frozen_before, self.parts.module),
+                self._prove_reloaded(trained, probe_trees),
+                *self._prove_stops(),
+            ]
+            summary = self._summary(progress, proofs, time.monotonic() - began)
+            self.folder.update_manifest(
+                steps=progress.step, best_step=progress.best_step, proofs=summary["proofs"], seconds=summary["seconds"]
+            )
+            failed = [Problem(proof.name, proof.detail) for proof in proofs if not proof.passed and proof.name != "generation stops"]
+            if failed:
+                raise RunError("the result is not what was trained", failed)
+            # The reports show the run as finished; what makes it so for a resume is the summary, which comes last.
+            self.folder.update_manifest(status="finished")
+            self._write_reports()
+            self.folder.update_manifest(summary=summary)
+            self.reporter.finish(summary)
+        self.accelerator.wait_for_everyone()
+        return summary
+
+    def _save(self) -> None:
+        from ftcli.models.load import save_model
+
+        recipe = self.recipe
+        with new_folder(self.folder.path / recipe.method.artefact) as partial:
+            self.parts.model.use_layout("rows")
+            recipe.method.save(self.parts.module, partial)
+            if recipe.method.artefact == "model":
+                save_model(inner_model(self.parts.module), self.data.tokenizer, partial)
+            else:
+                self.data.tokenizer.save(partial)
+
+    def _prove_reloaded(self, trained: Any, probe_trees: list[Any]) -> Proof:
+        from ftcli.layout.model import TreeModel
+
+        base = load_base(self.recipe, self.data.tokenizer, self.accelerator.device)
+        module = self.recipe.method.load(base, self.folder.path / self.recipe.method.artefact)
+        reloaded = probe_log_probs(TreeModel(module), probe_trees)
+        return prove_reloaded(trained, reloaded, inner_model(self.parts.module).dtype)
+
+    def _prove_stops(self) -> list[Proof]:
+        """For data with prompts: do answers end? Texts have no prompt to answer."""
+        for store in self.data.prepared.train:
+            questions = read_questions(store, self.data.tokenizer, NUM_STOP_PROMPTS)
+            if questions and self.data.tokenizer.stop_ids:
+                # Twice the longest reference: an answer that is only longer than most has not failed to stop.
+                longest = max(len(self.data.tokenizer.encode(question.reference)[0]) for question in questions)
+                limit = min(2 * longest + 16, MAX_STOP_TOKENS)
+                return [prove_stops(self.parts.module, self.data.tokenizer, [question.prompt for question in questions], limit)]
+        return []
+
+    def _summary(self, progress: Progress, proofs: list[Proof], seconds: float) -> dict[str, Any]:
+        records = [json.loads(line) for line in self.folder.metrics_path.read_text(encoding="utf-8").splitlines()]
+        evaluations = [record["sources"] for record in records if record["kind"] == "evaluate"]
+        losses = [record["loss"] for record in records if record["kind"] == "train"]
+        return {
+            "status": "finished",
+            "name": self.recipe.name,
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "loss": losses[-1] if losses else None,
+            "before": evaluations[0] if evaluations else {},
+            "after": evaluations[-1] if evaluations else {},
+            "proofs": [proof.to_json() for proof in proofs],
+            "folder": str(self.folder.path),
+            "artefact": self.recipe.method.artefact,
+            "seconds": round(progress.seconds, 3),
+            "total_seconds": round(seconds, 3),
+        }
+
+    def _write_reports(self) -> None:
+        from ftcli.reporting.card import write_card
+        from ftcli.reporting.plot import plot_losses
+        from ftcli.reporting.report import write_report
+
+        plot_losses(self.folder.metrics_path, self.folder.path / "loss.svg")
+        write_report(self.folder.path)
+        write_card(self.folder.path)

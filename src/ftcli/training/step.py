@@ -1,0 +1,106 @@
+"""One optimizer step. Sum over micro-batches and devices, divide once, clip, update."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ftcli.errors import RunError
+from ftcli.training.seeds import seed_torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+    from torch import nn
+
+    from ftcli.layout.batch import Batch
+    from ftcli.objectives import Objective
+    from ftcli.training.batches import StepBatches
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learner:
+    """What an update needs; it knows the name of no method, objective or recipe."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    """A `TreeModel`, prepared by the accelerator: batch -> (M,) log-probabilities."""
+    optimizer: AcceleratedOptimizer
+    objective: Objective
+    max_grad_norm: float | None
+    seed: int
+    num_sources: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepResult:
+    """What one step measured, over all devices."""
+
+    loss: float
+    """Nats per target, weighted mean over the step."""
+    source_sums: Tensor
+    """(num_sources, 2) float64 on the CPU: weighted loss sum and sum of weights of each source."""
+    grad_norm: float
+    """Global L2 norm before clipping."""
+
+
+def optimizer_step(learner: Learner, batches: StepBatches, lr_factor: float) -> StepResult:
+    """One update from the gradient of the weighted mean loss over all of the step's targets, however the step is cut.
+
+    Args:
+        batches: the step's micro-batches on this process.
+        lr_factor: the schedule's value, a factor on every group's peak learning rate.
+
+    Raises:
+        RunError: a loss or gradient is not finite; the weights are as they were before the step.
+    """
+    accelerator, model, optimizer = learner.accelerator, learner.model, learner.optimizer
+    seed_torch(learner.seed, "step", batches.step, accelerator.process_index)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * lr_factor
+    source_sums = torch.zeros(learner.num_sources, 2, dtype=torch.float64, device=accelerator.device)
+    last = len(batches.micro_batches) - 1
+    for index, cpu_batch in enumerate(batches.micro_batches):
+        batch = cpu_batch.to(accelerator.device)
+        with nullcontext() if index == last else accelerator.no_sync(model):
+            log_probs = model(batch)
+            loss_sum = learner.objective.loss_sum(log_probs, batch)
+            # Data-parallel wrappers average gradients over processes; the step's mean is over targets.
+            accelerator.backward(loss_sum * (accelerator.num_processes / batches.normaliser))
+        add_source_sums(source_sums, log_probs, batch, batches.sources[index])
+    grad_norm = _gradient_norm(learner)
+    source_sums = accelerator.reduce(source_sums).cpu()
+    loss = float(source_sums[:, 0].sum()) / batches.normaliser
+    if not math.isfinite(loss) or (not math.isfinite(grad_norm) and accelerator.mixed_precision != "fp16"):
+        optimizer.zero_grad()
+        raise NonFiniteError(batches.step, loss, grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return StepResult(loss=loss, source_sums=source_sums, grad_norm=grad_norm)
+
+
+class NonFiniteError(RunError):
+    """A loss or gradient is NaN or infinite; the update was not made."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float) -> None:
+        self.step = step
+        super().__init__(f"step {step}: the loss is {loss} and the gradient norm {grad_norm}; the update was not made")
+
+
+def add_source_sums(sums: Tensor, log_probs: Tensor, batch: Batch, sources: list[int]) -> None:
+    """Add each target's weighted loss and weight to its source's row of `sums`, without waiting for the device."""
+    source = torch.tensor(sources, device=sums.device)[batch.example]
+    losses = -(log_probs.detach() * batch.weights)
+    sums.index_add_(0, source, torch.stack([losses, batch.weights], dim=1).to(sums.dtype))
+
+
+def _gradient_norm(learner: Learner) -> float:
+    """Global L2 norm of the gradients, which are clipped to `max_grad_norm` where there is one."""
+    limit = math.inf if learner.max_grad_norm is None else learner.max_grad_norm
+    norm = learner.accelerator.clip_grad_norm_([p for p in learner.model.parameters() if p.requires_grad], limit)
+    return float(norm)

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ftcli.cli.main import run
+from ftcli.recipe.schema import json_schema
+
+
+def test_the_schema_goes_to_stdout_or_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == json_schema()
+    path = tmp_path / "recipe.schema.json"
+    assert run(["schema", "-o", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(path.read_text()) == json_schema()
+    assert (captured.out, captured.err) == ("", f"wrote {path}\n")
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["schema", "-o", str(tmp_path / "no" / "x.json")]) == 2
+    assert capsys.readouterr().err.endswith("cannot be written: no such file or directory\n")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,74 @@
+"""Law 5: only declared parameters change; a frozen weight is bit-identical after training."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ftcli.methods import Method
+from ftcli.training.assemble import load_base, make_accelerator
+from tests.laws.registered import Bench, Steps, choices, described, make_bench, union_members
+
+METHODS = [settings for member in union_members(Method) for settings in choices(member)]
+# What an adapter may declare: its own factors and magnitudes.
+ADAPTER_PARAMETER = re.compile(r"\.lora_(A|B|magnitude_vector)\.")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("frozen"), lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def trained(bench: Bench) -> dict[str, Steps]:
+    return {}
+
+
+def steps_of(method: Any, bench: Bench, trained: dict[str, Steps]) -> Steps:
+    """Three steps of `method`, taken once for all tests."""
+    name = described(method)
+    if name not in trained:
+        trained[name] = bench.run(method, 3)
+    return trained[name]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=described)
+def test_what_is_not_declared_stays_bit_identical_and_what_is_declared_moves(
+    method: Any, bench: Bench, trained: dict[str, Steps]
+) -> None:
+    steps = steps_of(method, bench, trained)
+    declared = {name for name, parameter in steps.module.named_parameters() if parameter.requires_grad}
+    after = {name: tensor for name, tensor in (*steps.module.named_parameters(), *steps.module.named_buffers())}
+    changed = {name for name, tensor in after.items() if not same_bits(tensor, steps.before[name])}
+    assert declared
+    assert changed == declared
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m.artefact == "adapter"], ids=described)
+def test_an_adapter_declares_its_own_parameters_and_leaves_the_base_as_it_is_loaded(
+    method: Any, bench: Bench, trained: dict[str, Steps]
+) -> None:
+    steps = steps_of(method, bench, trained)
+    assert all(ADAPTER_PARAMETER.search(name) for name, parameter in steps.module.named_parameters() if parameter.requires_grad)
+    found = {plain_name(name): tensor for name, tensor in steps.module.named_parameters() if not ADAPTER_PARAMETER.search(name)}
+    recipe = bench.recipe.model_copy(update={"method": method})
+    base = load_base(recipe, bench.data.tokenizer, make_accelerator(recipe, None).device)
+    expected = dict(base.named_parameters())
+    assert found.keys() == expected.keys()
+    assert all(same_bits(found[name], tensor) for name, tensor in expected.items())
+
+
+def plain_name(name: str) -> str:
+    """A base parameter's name without what PEFT puts around it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def same_bits(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal bit by bit: 0.0 and -0.0 differ, and a NaN is itself."""
+    return found.dtype == expected.dtype and torch.equal(
+        found.detach().contiguous().view(torch.uint8), expected.detach().contiguous().view(torch.uint8)
+    )
