@@ -20,7 +20,7 @@ NUM_TEXTS: dict[Callable[[Dice], str], int] = {
 }  # fmt: skip
 NUM_STORIES, NUM_STORY_CHATS = 9000, 500
 NUM_SCENES, NUM_ORDER_CHATS = 2000, 12_000
-NUM_REVIEWS, NUM_CHATS = 2500, 5000
+NUM_REVIEWS, NUM_CHATS, NUM_COPIES = 2500, 4500, 5000
 SIZES = {"stories": (3000, 400), "clinic": (2000, 300), "orders": (2000, 300), "reviews": (1500, 300), "preferences": (1500, 200)}
 
 
@@ -46,7 +46,7 @@ def build() -> tuple[list[Row], list[Row], dict[str, list[Row]]]:
     texts += _scenes(taken)
     corpus_reviews = _reviews("corpus", NUM_REVIEWS, set())
     texts += [str(row["text"]) for row in corpus_reviews]
-    chats = [*_order_chats(taken), *_question_chats(), *_story_chats(for_chats)]
+    chats = [*_order_chats(taken), *_question_chats(), *_copy_chats(), *_story_chats(for_chats)]
     chats = list({json.dumps(chat): chat for chat in chats}.values())
     sets = {"stories-train": [{"text": text} for text in told[:num_train]], "stories-test": [{"text": text} for text in held_out]}
     sets |= _halves("orders", _order_rows(taken))
@@ -106,6 +106,12 @@ def _question_chats() -> Iterator[list[dict[str, str]]]:
             continue
         pairs = [dice.one(askers)(dice) for _ in range(dice.number(1, 3))]
         yield [message for ask, answer in pairs for message in ({"role": "user", "content": ask}, {"role": "assistant", "content": answer})]
+
+
+def _copy_chats() -> Iterator[list[dict[str, str]]]:
+    dice = Dice(SEED, "copies")
+    for _ in range(NUM_COPIES):
+        yield talk.copy_chat(dice)
 
 
 def _story_chats(told: list[str]) -> Iterator[list[dict[str, str]]]:

@@ -223,7 +223,7 @@ def report(dice: Dice) -> str:
 
 def chat(dice: Dice) -> list[dict[str, str]]:
     """Small talk with an assistant: greetings, advice, words, lists; one or two turns."""
-    topics = (_word_turn, _list_turn, _advice_turn, _repeat_turn, _who_turn)
+    topics = (_word_turn, _list_turn, _advice_turn, _who_turn)
     turns = [dice.one(topics)(dice) for _ in range(dice.one((1, 1, 2)))]
     return [message for ask, answer in turns for message in ({"role": "user", "content": ask}, {"role": "assistant", "content": answer})]
 
@@ -278,13 +278,19 @@ def _advice_turn(dice: Dice) -> tuple[str, str]:
     ))  # fmt: skip
 
 
-def _repeat_turn(dice: Dice) -> tuple[str, str]:
-    words = dice.some((*TREASURES, *COLOURS, *GOODS), dice.number(2, 5))
-    if dice.chance(0.4):
-        return f"Write in reverse order: {', '.join(words)}", ", ".join(reversed(words))
-    if dice.chance(0.5):
-        return f"How many words are these: {', '.join(words)}?", counted(len(words), "word").capitalize() + "."
-    return f"Say after me: {', '.join(words)}", ", ".join(words)
+def copy_chat(dice: Dice) -> list[dict[str, str]]:
+    """Words without a sense, to be said again: nothing teaches a small model to copy as fast as text that can only be copied."""
+    words = dice.some((*TREASURES, *COLOURS, *GOODS, *STREETS, *TOWNS, *NUMBERS, *FOODS), dice.number(2, 10))
+    ask, answer = dice.one(
+        (
+            ("Say after me: {words}", ", ".join(words)),
+            ("Say this in quotes: {words}", ", ".join(f'"{word}"' for word in words)),
+            ("Write this as a list: {words}", "\n".join(f"- {word}" for word in words)),
+            ("Write in reverse order: {words}", ", ".join(reversed(words))),
+            ("How many words are these: {words}?", counted(len(words), "word").capitalize() + "."),
+        )
+    )
+    return [{"role": "user", "content": ask.replace("{words}", ", ".join(words))}, {"role": "assistant", "content": answer}]
 
 
 def _who_turn(dice: Dice) -> tuple[str, str]:

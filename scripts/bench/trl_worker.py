@@ -66,7 +66,8 @@ def make_trainer(folder: Path, setting: Setting, changes: dict[str, Any]) -> SFT
         **FASTER,
         **changes,
     }
-    low_rank = LoraConfig(r=setting.rank, lora_alpha=LORA_ALPHA_OVER_RANK * setting.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    alpha = LORA_ALPHA_OVER_RANK * setting.rank
+    low_rank = LoraConfig(r=setting.rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     return SFTTrainer(
         model=str(folder / "model"),
         args=SFTConfig(**arguments),

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, WithJsonSchema
 
 
 class Spec(BaseModel):
@@ -28,6 +28,9 @@ class Spec(BaseModel):
 
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# What editors check while the name is typed: a variable may stand for any part of it.
+_FOLDER_NAME_WRITTEN = r"^([A-Za-z0-9]|\$\{[A-Za-z_][A-Za-z0-9_]*\})([A-Za-z0-9._-]|\$\{[A-Za-z_][A-Za-z0-9_]*\})*$"
 
 
 def _expand(text: str) -> str:
@@ -36,6 +39,16 @@ def _expand(text: str) -> str:
     if unset:
         raise ValueError(f"environment variable {unset[0]} is not set")
     return _VARIABLE.sub(lambda match: os.environ[match[1]], text)
+
+
+def _expand_folder_name(text: str) -> str:
+    """`text` with its variables replaced, if it can be the name of a folder."""
+    expanded = _expand(text)
+    if not _FOLDER_NAME.fullmatch(expanded):
+        made = "" if expanded == text else f" (from `{text}`)"
+        allowed = "letters of a to z, digits, dots, dashes and underscores, the first of them a letter or digit"
+        raise ValueError(f"found {f'`{expanded}`' if expanded else 'an empty text'}{made}, allowed: {allowed}")
+    return expanded
 
 
 def _resolve_path(text: str, info: ValidationInfo) -> str:
@@ -53,9 +66,19 @@ def _resolve_reference(text: str, info: ValidationInfo) -> str:
     return path if expanded.startswith(("/", ".", "~")) or Path(path).exists() else expanded
 
 
+def _resolve_template(text: str, info: ValidationInfo) -> str:
+    """A template itself and the name of a known one stay as they are; anything that looks like a file is a path."""
+    is_template = "{%" in text or "{{" in text
+    return text if is_template or not ("/" in text or "." in text or "$" in text) else _resolve_path(text, info)
+
+
 ExpandedName = Annotated[str, AfterValidator(_expand)]
 """A name in which ${ENV} is replaced."""
+FolderName = Annotated[str, AfterValidator(_expand_folder_name), WithJsonSchema({"type": "string", "pattern": _FOLDER_NAME_WRITTEN})]
+"""A name that a folder gets, with ${ENV} replaced."""
 LocalPath = Annotated[str, AfterValidator(_resolve_path)]
 """A path or glob; relative ones count from the recipe's folder, ${ENV} and ~ are replaced."""
 ModelReference = Annotated[str, AfterValidator(_resolve_reference)]
 """builtin:NAME, a local folder (relative ones count from the recipe's folder), or a hub id."""
+TemplateReference = Annotated[str, AfterValidator(_resolve_template)]
+"""A Jinja template itself, the name of a known one, or a path to a file."""

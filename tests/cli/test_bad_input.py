@@ -82,10 +82,10 @@ CASES = {
         replace=("rank: 8}\ntrain: {steps: 2}", "rnak: 8}\ntrain: {steps: 2, schedule: {kind: cosin}}"),
         message="""error: recipe `FOLDER/bad.yaml` has 2 problems
 
-  method.rnak (line 7): unknown key
+  method.rnak (line 7, column 22): unknown key
     hint: did you mean `rank`?
 
-  train.schedule (line 8): unknown kind `cosin`
+  train.schedule (line 8, column 19): unknown kind `cosin`
     hint: did you mean `cosine`?
 """,
     ),
@@ -118,10 +118,10 @@ other names go into `format`, such as `{kind: text, text: titel}`
     "template without an end": Case(model=f', template: "{NO_END}"', message=NO_STOP),
     "no turn is trained": Case(
         content=jsonl(*[chat("Is it?", "It is", train=False)] * 2),
-        message="""error: 2 rows of the first 2 in `eggs` cannot be used
+        message="""error: `eggs` cannot be used
 
-  eggs.jsonl:1 and 1 more row: no answer is trained
-    hint: at least one `assistant` turn has to be there, without `train: false`
+  eggs: trains nothing: of 2 rows none is left (no target: 2)
+    hint: trained is what has a weight above 0; in a chat, turns of the role `assistant` without `train: false`
 """,
     ),
     "row of 53 kB": Case(
@@ -226,8 +226,8 @@ def test_bad_input_is_not_trained_on_and_leaves_nothing(
 
 
 def test_what_the_first_rows_do_not_show_is_found_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Row 301 has a role that there is not, and row 302 no answer to train; `--fast` looks at the first rows only."""
-    wrong = [{"messages": [{"role": "usr", "content": "a"}]}, chat("a", "b", train=False)]
+    """Row 301 has a role that there is not, and row 302 a weight that is none; `--fast` looks at the first rows only."""
+    wrong = [{"messages": [{"role": "usr", "content": "a"}]}, chat("a", "b", weight=-1)]
     case = Case(
         content=jsonl(*(chat(f"How many eggs are {n} eggs?", f"{n} eggs") for n in range(300)), *wrong),
         message="""error: 2 rows of the first # in `eggs` cannot be used
@@ -235,8 +235,7 @@ def test_what_the_first_rows_do_not_show_is_found_before_training(tmp_path: Path
   eggs.jsonl:301: messages.1 has the unknown role `usr`
     hint: did you mean `user`?
 
-  eggs.jsonl:302: no answer is trained
-    hint: at least one `assistant` turn has to be there, without `train: false`
+  eggs.jsonl:302: messages.2.weight is `-1`, not a number from 0 up
 """,
     )
     recipe = case.write(tmp_path)

@@ -87,9 +87,14 @@ def test_prompts_come_from_stdin(say: Say, model: str) -> None:
         (["--prompt-file", "x"], "error: the prompt file `x` cannot be read: no such file or directory\n"),
         (["hi", "--raw", "--system", "S"], "error: --system needs a chat template, and --raw uses none\n"),
         ([], "error: there is no prompt in stdin\n"),
+        (["hi", "--device", "tpu"], "error: --device tpu: there is no such device here\n  hint: auto, cpu\n"),
     ],
 )
-def test_a_wrong_request_is_told_in_words(arguments: list[str], message: str, say: Say, model: str) -> None:
+def test_a_wrong_request_is_told_in_words(
+    arguments: list[str], message: str, say: Say, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     assert say("generate", model, *arguments) == (2, "", message)
 
 
@@ -185,6 +190,7 @@ def test_a_turn_that_is_too_long_is_taken_back(say: Say, model: str) -> None:
     code, out, err = say("chat", model, "--max-new-tokens", "6", stdin=b"x" * 90 + b"\na\n/reset\nb\n")
     assert (code, out) == (0, f"{first}\n{second}\n")
     assert "leave no room for an answer" in err
+    assert "oldest turns" not in err
 
 
 def test_a_model_without_a_template_cannot_be_talked_with(say: Say, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_an_error_of_ftcli_ends_with_its_code_and_without_a_traceback(
 
 def test_with_json_an_error_is_one_object_on_stdout_too(command: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     def doctor(as_json: bool = typer.Option(False, "--json")) -> None:
-        raise RecipeError("recipe `x` has 1 problem", [Problem("train.lr (line 4)", "unknown key", "did you mean `x`?")])
+        raise RecipeError("recipe `x` has 1 problem", [Problem("train.lr (line 4, column 3)", "unknown key", "did you mean `x`?")])
 
     command(doctor)
     assert main.run(["doctor", "--json"]) == 2
@@ -106,7 +106,7 @@ def test_with_json_an_error_is_one_object_on_stdout_too(command: Callable[..., N
             "exit_code": 2,
             "summary": "recipe `x` has 1 problem",
             "hint": None,
-            "problems": [{"where": "train.lr (line 4)", "what": "unknown key", "hint": "did you mean `x`?"}],
+            "problems": [{"where": "train.lr (line 4, column 3)", "what": "unknown key", "hint": "did you mean `x`?"}],
         }
     }
     assert captured.err.startswith("error: recipe `x` has 1 problem\n")

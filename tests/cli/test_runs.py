@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.fake_run import PROOFS, data_report, evaluation, train_record, write_fake_run, write_lines
+from tests.tiny_chat_model import write_tiny_chat_model
 
 from ftcli.cli.main import run as run_command
 from ftcli.reporting.card import card_text, loading_snippet, write_card
@@ -280,3 +281,11 @@ def test_the_snippet_loads_a_quantised_base_as_it_was(run: Path, quantize: str, 
     compile(snippet, "snippet", "exec")
     assert (expected is None) == ("BitsAndBytesConfig" not in snippet)
     assert expected is None or expected in snippet
+
+
+def test_the_snippet_of_a_whole_model_runs(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    (run / "adapter" / "adapter_config.json").unlink()
+    write_tiny_chat_model(run / "model")
+    monkeypatch.chdir(run)
+    exec(compile(loading_snippet(read_run(run)).replace("=100", "=3"), "snippet", "exec"), {})
+    assert "user: Hello</s>assistant: " in capfd.readouterr().out

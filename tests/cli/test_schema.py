@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.conftest import ROOT
 
 from ftcli.cli.main import run
 from ftcli.recipe.schema import json_schema
@@ -23,3 +24,9 @@ def test_a_folder_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.Captu
     assert run(["schema", "-o", str(tmp_path / "no" / "x.json")]) == 2
     assert capsys.readouterr().err.endswith("cannot be written: no such file or directory\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_schema_in_the_repository_is_that_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    """Recipes in recipes/ name it. It is made by `ftcli schema -o recipe.schema.json`."""
+    assert run(["schema"]) == 0
+    assert (ROOT / "recipe.schema.json").read_text(encoding="utf-8") == capsys.readouterr().out

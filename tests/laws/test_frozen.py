@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,9 +36,7 @@ def steps_of(method: Any, bench: Bench, trained: dict[str, Steps]) -> Steps:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=described)
-def test_what_is_not_declared_stays_bit_identical_and_what_is_declared_moves(
-    method: Any, bench: Bench, trained: dict[str, Steps]
-) -> None:
+def test_what_is_not_declared_stays_bit_identical_and_what_is_declared_moves(method: Any, bench: Bench, trained: dict[str, Steps]) -> None:
     steps = steps_of(method, bench, trained)
     declared = {name for name, parameter in steps.module.named_parameters() if parameter.requires_grad}
     after = {name: tensor for name, tensor in (*steps.module.named_parameters(), *steps.module.named_buffers())}

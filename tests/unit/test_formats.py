@@ -13,7 +13,7 @@ from ftcli.data.example import Example, Piece, path_example, question_of
 from ftcli.data.formats import Format
 from ftcli.data.formats.chat import Chat
 from ftcli.data.formats.completion import Completion
-from ftcli.data.formats.detect import detect_format, unread_columns
+from ftcli.data.formats.detect import detect_format, unread_answer, unread_columns
 from ftcli.data.formats.instruction import Instruction
 from ftcli.data.formats.text import Text
 from ftcli.data.sources.builtin import Builtin
@@ -138,14 +138,29 @@ def test_tool_calls_are_trained_with_their_arguments_as_objects(tools_chat: Toke
 
 
 @pytest.mark.parametrize(
+    "messages",
+    [
+        [USER],
+        [USER, {**ASSISTANT, "train": False}],
+        [USER, {**ASSISTANT, "weight": 0}],
+        [USER, {**ASSISTANT, "content": "", "train": False}],
+    ],
+)
+def test_a_chat_without_a_trained_answer_is_an_example_without_pieces(chatml: Tokenizer, messages: list[dict[str, Any]]) -> None:
+    assert pieces(Chat().example({"messages": messages}, chatml, "t:1")) == []
+
+
+def test_an_empty_answer_may_stand_where_it_is_not_trained(chatml: Tokenizer) -> None:
+    row = {"messages": [USER, {**ASSISTANT, "content": "", "train": False}, USER, ASSISTANT]}
+    assert trained(Chat().example(row, chatml, "t:1")) == [("<|im_end|>", 0.0), ("a<|im_end|>", 1.0)]
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"mesages": [USER, ASSISTANT]}, r"column `messages` is not there \(columns: mesages\)\n    hint: did you mean `mesages`"),
         ({"messages": "hello"}, "column `messages` is a text, not a list of messages"),
         ({"messages": []}, "column `messages` has no messages"),
-        ({"messages": [USER]}, r"there is no answer \(roles: user\)"),
-        ({"messages": [USER, {**ASSISTANT, "train": False}]}, "no answer is trained"),
-        ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "no answer is trained"),
         ({"messages": ["hi", ASSISTANT]}, "messages.1 is a text, not a message"),
         ({"messages": [{"content": "q"}, ASSISTANT]}, r"messages.1 has no role \(keys: content\)"),
         ({"messages": [{"role": "asistant", "content": "q"}, ASSISTANT]}, "unknown role `asistant`\n    hint: did you mean `assistant`"),
@@ -214,6 +229,12 @@ def test_format_is_detected_from_the_columns(row: dict[str, Any], expected: Form
 def test_columns_that_are_not_read_are_known() -> None:
     assert unread_columns(Text(), ["text", "label", "weight"]) == ["label"]
     assert unread_columns(Chat(), ["messages", "tools", "id"]) == ["id"]
+
+
+def test_a_column_that_looks_like_the_answer_and_is_not_read_is_told() -> None:
+    assert unread_answer(Text(), ["text", "Label", "id"]) == "reads column text only; not read: Label, id"
+    assert unread_answer(Completion(), ["prompt", "completion", "score"]) == "reads columns prompt, completion only; not read: score"
+    assert unread_answer(Chat(), ["messages", "id"]) is None
 
 
 @pytest.mark.parametrize(

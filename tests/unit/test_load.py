@@ -113,7 +113,7 @@ def test_a_weight_without_a_place_is_an_error(folder: Path) -> None:
 
 def test_a_weight_of_another_shape_is_an_error(folder: Path) -> None:
     change(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(31)}))
-    with pytest.raises(RequestError, match="size mismatch|shape"):
+    with pytest.raises(RequestError, match=r"size mismatch|shape"):
         load_model(Model(base=str(folder)), None)
 
 

@@ -40,8 +40,9 @@ SIZES: dict[str, dict[str, Any]] = {
 EMBEDDING = {"llama": "embed_tokens", "gpt2": "wte", "qwen2": "embed_tokens", "gemma": "embed_tokens"}
 NORM = {"llama": "norm", "gpt2": "ln_f", "qwen2": "norm", "gemma": "norm"}
 IDS = torch.randint(0, VOCABULARY, (3, 16), generator=torch.Generator().manual_seed(1))
-LORA_CASES = list(itertools.product(["plain", "rslora", "dora"], ["default", "pissa", "olora", "eva"]))
-QLORA_CASES = [*LORA_CASES, ("plain", "loftq"), ("rslora", "loftq"), ("dora", "loftq")]
+INITS = ["default", "pissa", "olora", "eva"]
+LORA_CASES = [*itertools.product(["llama"], ["plain", "rslora", "dora"], INITS), ("gpt2", "plain", "olora"), ("gpt2", "dora", "pissa")]
+QLORA_CASES = [*LORA_CASES, ("llama", "plain", "loftq"), ("llama", "dora", "loftq"), ("gpt2", "rslora", "loftq")]
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +119,14 @@ def check_life(method: LowRank, base: Model, folder: Path) -> None:
     assert torch.equal(logits(load_weights(folder / "merged", like=merged)), logits(merged))
 
 
-@pytest.mark.parametrize(("variant", "init"), LORA_CASES)
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(("name", "variant", "init"), LORA_CASES)
 def test_lora_starts_at_identity_trains_only_itself_and_merges_exactly(
     name: str, variant: Any, init: Any, bases: dict[str, Model], tmp_path: Path
 ) -> None:
     check_life(Lora(rank=4, variant=variant, init=init, rank_pattern={"mlp.*": 6}), bases[name], tmp_path)
 
 
-@pytest.mark.parametrize(("variant", "init"), QLORA_CASES)
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(("name", "variant", "init"), QLORA_CASES)
 def test_qlora_starts_at_identity_trains_only_itself_and_merges_exactly(
     name: str, variant: Any, init: Any, bases: dict[str, Model], tmp_path: Path
 ) -> None:
@@ -198,6 +197,14 @@ def test_adapter_is_float32_beside_a_bfloat16_base_and_the_start_is_identity(met
     losses = train_some(method, module)
     assert losses[-1] < losses[0]
     assert method.merge(module).dtype == torch.bfloat16
+
+
+def test_dora_starts_from_row_lengths_in_float32(bases: dict[str, Model]) -> None:
+    method = Lora(rank=4, variant="dora")
+    module: Any = method.attach(load_model(bases["llama"], None, dtype="bfloat16"), context(bases["llama"]))
+    for _, layer in lora_layers(module.get_base_model()):
+        lengths = layer.get_base_layer().weight.float().norm(dim=1)
+        torch.testing.assert_close(layer.lora_magnitude_vector["default"].weight.detach(), lengths, rtol=1e-6, atol=0)
 
 
 def test_loftq_starts_nearer_to_the_original_than_quantisation_alone(bases: dict[str, Model]) -> None:

@@ -166,6 +166,26 @@ def test_a_source_that_trains_nothing_is_refused(write: Write, run: Run, tokeniz
         run(entry) if act == "prepare" else look(settings(entry), tokenizer)
 
 
+@pytest.mark.parametrize("last", [[], [{"role": "assistant", "content": "b", "train": False}]])
+def test_chats_without_a_trained_answer_are_left_out_and_counted(
+    write: Write, run: Run, tokenizer: Tokenizer, last: list[dict[str, Any]]
+) -> None:
+    question = {"role": "user", "content": "a"}
+    trained, untrained = [question, {"role": "assistant", "content": "b"}], [question, *last]
+    prepared = run(write("chats", [{"messages": messages} for messages in (trained, untrained, trained)]))
+    assert prepared.train[0].report.dropped == {"no target": 1}
+    assert "1 of 3 rows of `chats` are left out: no target" in prepared.notes
+    with pytest.raises(DataError, match=r"chats: trains nothing: of 1 rows none is left \(no target: 1\)"):
+        look(settings(write("chats", [{"messages": untrained}])), tokenizer)
+
+
+def test_a_column_that_looks_like_the_answer_and_is_not_read_is_noted_once(write: Write, run: Run, tokenizer: Tokenizer) -> None:
+    entry = write("reviews", [{"text": "a", "label": 1}, {"text": "b", "label": 0}])
+    note = "`reviews` reads column text only; not read: label"
+    assert run(entry, evaluation=[entry]).notes.count(note) == 1
+    assert look(settings(entry), tokenizer)[0].unread == note.removeprefix("`reviews` ")
+
+
 def test_answers_that_never_stop_are_refused(tokenizer: Tokenizer) -> None:
     tally = chunks.Tally(rows_read=5, num_examples=4, num_without_stop=4, dropped=Counter({"too long": 1}))
     work = chunks.Work(Completion(), tokenizer, 20, "drop")

@@ -64,10 +64,10 @@ def test_two_misspellings_are_reported_together_in_the_words_of_the_design(write
         """\
         recipe `sft.yaml` has 2 problems
 
-          method.rnak (line 7): unknown key
+          method.rnak (line 7, column 22): unknown key
             hint: did you mean `rank`?
 
-          train.schedule (line 9): unknown kind `cosin`
+          train.schedule (line 9, column 3): unknown kind `cosin`
             hint: did you mean `cosine`?"""
     )
     assert caught.value.exit_code == 2
@@ -84,54 +84,57 @@ def test_a_good_recipe_loads_and_its_paths_count_from_its_folder(write: Write, t
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("name: orders", "nmae: orders", "missing key `name`\n  hint: `name`: names the run; letters, digits, dots, dashes\nnmae (line 2): unknown key\n  hint: did you mean `name`?"),
-        ("model: {", "lr: 1e-4\nmodel: {", "lr (line 3): unknown key\n  hint: `lr` belongs under `train`"),
-        ("rank: 16", "learning: 16", "method.learning (line 7): unknown key\n  hint: keys here: rank, alpha,"),
-        ("rank: 16", "lr: 16", "method.lr (line 7): unknown key\n  hint: `lr` belongs under `train`"),
+        ("name: orders", "nmae: orders", "missing key `name`\n  hint: `name`: names the run and its folder: letters, digits, dots, dashes, underscores\nnmae (line 2, column 1): unknown key\n  hint: did you mean `name`?"),
+        ("model: {", "lr: 1e-4\nmodel: {", "lr (line 3, column 1): unknown key\n  hint: `lr` belongs under `train`"),
+        ("rank: 16", "learning: 16", "method.learning (line 7, column 22): unknown key\n  hint: keys here: rank, alpha,"),
+        ("rank: 16", "lr: 16", "method.lr (line 7, column 22): unknown key\n  hint: `lr` belongs under `train`"),
         (
             "lora, rank: 16",
             "full, rank: 16",
-            "method.rank (line 7): unknown key\n  hint: `rank` belongs to kind `lora`, `qlora`, not `full`",
+            "method.rank (line 7, column 22): unknown key\n  hint: `rank` belongs to kind `lora`, `qlora`, not `full`",
         ),
-        ("{kind: cosine}", "{kind: cosine}\n  warmup_steps: 3", "train.warmup_steps (line 10): unknown key\n  hint: `warmup_steps` belongs under"),
-        ("rank: 16", "rank: on", "method.rank (line 7): found text `on`, allowed: a whole number, at least 1"),
+        ("{kind: cosine}", "{kind: cosine}\n  warmup_steps: 3", "train.warmup_steps (line 10, column 3): unknown key\n  hint: `warmup_steps` belongs under"),
+        ("rank: 16", "rank: on", "method.rank (line 7, column 22): found text `on`, allowed: a whole number, at least 1"),
         ("rank: 16", "rank: '16'", "found text `16`, allowed: a whole number, at least 1\n  hint: write it without quotes"),
-        ("rank: 16", "rank: 1e1", "method.rank (line 7): found `10.0`, allowed: a whole number, at least 1\n  hint: write 10"),
-        ("rank: 16", "rank: 0", "method.rank (line 7): found `0`, allowed: a whole number, at least 1"),
-        ("rank: 16", "rank: true", "method.rank (line 7): found `true`, allowed: a whole number, at least 1"),
+        ("rank: 16", "rank: 1e1", "method.rank (line 7, column 22): found `10.0`, allowed: a whole number, at least 1\n  hint: write 10"),
+        ("rank: 16", "rank: 0", "method.rank (line 7, column 22): found `0`, allowed: a whole number, at least 1"),
+        ("rank: 16", "rank: true", "method.rank (line 7, column 22): found `true`, allowed: a whole number, at least 1"),
         ("rank: 16", "rank: '${RANK}'", "hint: `${...}` is replaced in paths and names only"),
-        ("rank: 16", "rank: null", "method.rank (line 7): found nothing (null), allowed: a whole number, at least 1"),
-        ("rank: 16", "target_modules: q_proj", "method.target_modules (line 7): found text `q_proj`, allowed: all-linear or a list"),
-        ("rank: 16", "target_modules: [1]", "method.target_modules.0 (line 7): found `1`, allowed: text\n  hint: put it in quotes: \"1\""),
+        ("rank: 16", "rank: null", "method.rank (line 7, column 22): found nothing (null), allowed: a whole number, at least 1"),
+        ("rank: 16", "target_modules: q_proj", "method.target_modules (line 7, column 22): found text `q_proj`, allowed: all-linear or a list"),
+        ("rank: 16", "target_modules: [1]", "method.target_modules.0 (line 7, column 39): found `1`, allowed: text\n  hint: put it in quotes: \"1\""),
         ("schedule:", "gradient_checkpointing: on\n  schedule:", "found text `on`, allowed: true or false\n  hint: write true"),
         ("schedule:", "gradient_checkpointing: 0\n  schedule:", "found `0`, allowed: true or false\n  hint: write false"),
         ("schedule:", "mixed_precision: bf-16\n  schedule:", "allowed: auto, no, bf16 or fp16\n  hint: did you mean `bf16`?"),
-        ("schedule:", "lr: 0\n  schedule:", "train.lr (line 9): found `0`, allowed: a number above 0"),
+        ("schedule:", "lr: 0\n  schedule:", "train.lr (line 9, column 3): found `0`, allowed: a number above 0"),
         ("schedule:", "lr: \"1e-4\"\n  schedule:", "found text `1e-4`, allowed: a number above 0\n  hint: write it without quotes"),
         ("schedule:", "optimizer: adamw\n  schedule:", "or sgd\n  hint: write `{kind: adamw}`"),
-        ("{kind: cosine}", "{}", "train.schedule (line 9): missing key `kind`\n  hint: kinds: constant, cosine, linear, wsd"),
-        ("{kind: cosine}", "{kind: 3}", "train.schedule (line 9): unknown kind `3`\n  hint: kinds: constant, cosine, linear, wsd"),
-        ("kind: chat", "kind: spam", "data.train.0.format (line 6): unknown kind `spam`\n  hint: kinds: chat, completion, instruction, text"),
+        ("{kind: cosine}", "{}", "train.schedule (line 9, column 3): missing key `kind`\n  hint: kinds: constant, cosine, linear, wsd"),
+        ("{kind: cosine}", "{kind: 3}", "train.schedule (line 9, column 3): unknown kind `3`\n  hint: kinds: constant, cosine, linear, wsd"),
+        ("kind: chat", "kind: spam", "data.train.0.format (line 6, column 50): unknown kind `spam`\n  hint: kinds: chat, completion, instruction, text"),
         ("path: orders.jsonl", "path: ${DATA}/x", "line 6, column 36: expected `,` or `}`, but got `{`\n  hint: between brackets a text with `${...}` needs quotes"),
-        ("name: orders", "name: two words", "name (line 2): found text `two words`, allowed: text like ^[A-Za-z0-9]"),
-        ("name: orders", "name: orders\ntrackers: wandb", "trackers (line 3): found text `wandb`, allowed: a list\n  hint: put it in brackets: `[wandb]`"),
-        ("name: orders", "name: orders\ntrackers: [wandbb]", "trackers.0 (line 3): found text `wandbb`, allowed: tensorboard, wandb or mlflow"),
-        ("version: 1", "version: 2", "version (line 1): found `2`, allowed: 1"),
-        ("path: orders.jsonl", "path: '${NO_SUCH_VARIABLE}/x'", "data.train.0.source.path (line 6): environment variable NO_SUCH_VARIABLE is not set"),
-        ("    - {source: {kind: file, path: orders.jsonl}, format: {kind: chat}}", "    []", "data.train (line 5): found an empty list, allowed: a list of at least 1"),
-        ('{base: "builtin:tiny"}', "{}", "model (line 3): neither `base` nor `init` is given\n  hint: `base: builtin:tiny`"),
-        ('{base: "builtin:tiny"}', "{base: x, init: {architecture: llama}}", "model.init (line 3): `base` and `init` are both given"),
-        ('{base: "builtin:tiny"}', "{init: {architecture: llama}}", "model.init (line 3): `init` needs `model.tokenizer`"),
-        ('"builtin:tiny"', '"builtin:tiny", revision: main', "model.revision (line 3): `revision` is read for hub ids only"),
-        ("schedule:", "epochs: 1\n  steps: 3\n  schedule:", "train.steps (line 10): `epochs` and `steps` are both given\n  hint: keep one of the two"),
+        ("name: orders", "name: two words", "name (line 2, column 1): found `two words`, allowed: letters of a to z, digits, dots, dashes and underscores"),
+        ("name: orders", "name: ''", "name (line 2, column 1): found an empty text, allowed: letters of a to z"),
+        ("name: orders", "name: 3", "name (line 2, column 1): found `3`, allowed: text\n  hint: put it in quotes: \"3\""),
+        ("name: orders", "name: x-${NO_SUCH_VARIABLE}", "name (line 2, column 1): environment variable NO_SUCH_VARIABLE is not set"),
+        ("name: orders", "name: orders\ntrackers: wandb", "trackers (line 3, column 1): found text `wandb`, allowed: a list\n  hint: put it in brackets: `[wandb]`"),
+        ("name: orders", "name: orders\ntrackers: [wandbb]", "trackers.0 (line 3, column 12): found text `wandbb`, allowed: tensorboard, wandb or mlflow"),
+        ("version: 1", "version: 2", "version (line 1, column 1): found `2`, allowed: 1"),
+        ("path: orders.jsonl", "path: '${NO_SUCH_VARIABLE}/x'", "data.train.0.source.path (line 6, column 29): environment variable NO_SUCH_VARIABLE is not set"),
+        ("    - {source: {kind: file, path: orders.jsonl}, format: {kind: chat}}", "    []", "data.train (line 5, column 3): found an empty list, allowed: a list of at least 1"),
+        ('{base: "builtin:tiny"}', "{}", "model (line 3, column 1): neither `base` nor `init` is given\n  hint: `base: builtin:tiny`"),
+        ('{base: "builtin:tiny"}', "{base: x, init: {architecture: llama}}", "model.init (line 3, column 18): `base` and `init` are both given"),
+        ('{base: "builtin:tiny"}', "{init: {architecture: llama}}", "model.init (line 3, column 9): `init` needs `model.tokenizer`"),
+        ('"builtin:tiny"', '"builtin:tiny", revision: main', "model.revision (line 3, column 31): `revision` is read for hub ids only"),
+        ("schedule:", "epochs: 1\n  steps: 3\n  schedule:", "train.steps (line 10, column 3): `epochs` and `steps` are both given\n  hint: keep one of the two"),
         ("{kind: cosine}", "{kind: cosine, warmup_steps: 3, warmup_ratio: 0.1}", "`warmup_steps` and `warmup_ratio` are both given"),
         ("{kind: cosine}", "{kind: cosine, warmup_steps: 9}\n  steps: 8", "the warm-up of 9 steps is longer than `train.steps` (8)\n  hint: at most 8"),
         ("schedule:", "early_stopping: {}\n  schedule:", "`early_stopping` needs evaluations during training\n  hint: give `every.evaluate`"),
-        ("method:", "  holdout: 0\nevery: {evaluate: 9}\nmethod:", "every.evaluate (line 8): there is nothing to evaluate\n  hint: give `data.evaluation`"),
+        ("method:", "  holdout: 0\nevery: {evaluate: 9}\nmethod:", "every.evaluate (line 8, column 9): there is nothing to evaluate\n  hint: give `data.evaluation`"),
         (
             "method:",
             "  evaluation:\n" + "    - {name: a, source: {kind: file, path: x.txt}}\n" * 2 + "method:",
-            "data.evaluation.1.name (line 9): `a` is the name of data.evaluation.0, too",
+            "data.evaluation.1.name (line 9, column 8): `a` is the name of data.evaluation.0, too",
         ),
     ],
 )  # fmt: skip
@@ -144,11 +147,11 @@ def test_problems_come_in_the_order_of_the_lines(write: Write) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(text + "seed: 3\n"))
     assert [problem.where for problem in caught.value.problems] == [
-        "name (line 2)",
-        "name (line 3)",
-        "method.rank (line 8)",
-        "method.rnak (line 8)",
-        "seed (line 11)",
+        "name (line 2, column 1)",
+        "name (line 3, column 1)",
+        "method.rank (line 8, column 22)",
+        "method.rnak (line 8, column 31)",
+        "seed (line 11, column 1)",
     ]
 
 
@@ -163,6 +166,15 @@ def test_variables_are_replaced_in_paths_and_kept_as_text_elsewhere(write: Write
     recipe = load_with(write, replace=("path: orders.jsonl}, format: {kind: chat", changed)).recipe
     assert recipe.data.train[0].source.path == "/data/orders.jsonl"
     assert recipe.data.train[0].format.messages == "${DATA}"
+
+
+def test_variables_are_replaced_in_names_and_the_name_is_checked_after_it(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHO", "ada")
+    recipe = load_with(write, replace=("name: orders", "name: ${WHO}-orders"), overrides=("data.train.0.name=${WHO}",)).recipe
+    assert (recipe.name, recipe.data.train[0].name) == ("ada-orders", "ada")
+    monkeypatch.setenv("WHO", "ada lovelace")
+    message = "name (line 2, column 1): found `ada lovelace-orders` (from `${WHO}-orders`), allowed: letters of a to z, digits"
+    assert message in error_of(write, replace=("name: orders", "name: ${WHO}-orders"))
 
 
 def test_overrides_change_the_document_and_are_validated_like_it(write: Write) -> None:
@@ -193,7 +205,7 @@ def test_an_override_that_is_wrong_is_named_like_it_was_typed(write: Write, over
 
 def test_problems_of_the_file_and_of_overrides_come_together(write: Write) -> None:
     text = error_of(write, replace=("rank: 16", "rnak: 16"), overrides=("train.lr=0", "train.x"))
-    assert text.index("method.rnak (line 7)") < text.index("--set train.x") < text.index("--set train.lr")
+    assert text.index("method.rnak (line 7, column 22)") < text.index("--set train.x") < text.index("--set train.lr")
 
 
 def test_a_missing_file_names_its_neighbour(write: Write) -> None:

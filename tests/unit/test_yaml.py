@@ -61,8 +61,8 @@ def test_every_path_has_its_line_and_column() -> None:
 def test_a_repeated_key_names_both_lines_and_the_reading_goes_on() -> None:
     document = parse("train:\n  lr: 1\n  seed: 2\n  lr: 3\nx: 4\nx: 5\n")
     assert [str(problem) for _, problem in document.problems] == [
-        "  train.lr (line 4): the same key is already on line 2\n    hint: keep one of the two",
-        "  x (line 6): the same key is already on line 5\n    hint: keep one of the two",
+        "  train.lr (line 4, column 3): the same key is already on line 2\n    hint: keep one of the two",
+        "  x (line 6, column 1): the same key is already on line 5\n    hint: keep one of the two",
     ]
     assert document.data == {"train": {"lr": 1, "seed": 2}, "x": 4}
 
@@ -70,9 +70,9 @@ def test_a_repeated_key_names_both_lines_and_the_reading_goes_on() -> None:
 def test_a_key_that_is_no_text_is_a_problem() -> None:
     problems = [str(problem) for _, problem in parse("a: {1: x}\ntrue: y\n? [b]\n: z\n").problems]
     assert problems == [
-        "  a (line 1): a key is `1`, allowed: text\n    hint: put the key in quotes",
-        "  line 2: a key is `true`, allowed: text\n    hint: put the key in quotes",
-        "  line 3: a key is a list or a mapping, allowed: text\n    hint: put the key in quotes",
+        "  a (line 1, column 5): a key is `1`, allowed: text\n    hint: put the key in quotes",
+        "  line 2, column 1: a key is `true`, allowed: text\n    hint: put the key in quotes",
+        "  line 3, column 3: a key is a list or a mapping, allowed: text\n    hint: put the key in quotes",
     ]
 
 

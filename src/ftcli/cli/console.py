@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,13 @@ def console() -> Console:
 def print_json(report: Any) -> None:
     """Writes `report` to stdout as JSON; NaN and infinity, which JSON has not, become null."""
     print(json.dumps(_finite(report), indent=2, ensure_ascii=False, default=str), flush=True)
+
+
+@contextmanager
+def words_on_stderr(asked: bool) -> Iterator[None]:
+    """With `asked`, whatever is printed inside goes to stderr, by libraries, too: stdout is for the report alone."""
+    with redirect_stdout(sys.stderr) if asked else nullcontext():
+        yield
 
 
 def _finite(value: Any) -> Any:

@@ -16,21 +16,21 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout; words go to stderr.")] = False,
 ) -> None:
     """Train as a recipe says, and prove what was trained."""
-    import sys
-
-    from ftcli.cli.console import print_json
+    from ftcli.cli.console import print_json, words_on_stderr
     from ftcli.recipe.load import load_recipe
-    from ftcli.reporting.live import Reporter
 
     loaded = load_recipe(recipe, overrides or ())
-    with Reporter(stream=sys.stderr if as_json else None) as reporter:
-        if smoke:
-            from ftcli.training.smoke import smoke_run
+    with words_on_stderr(as_json):
+        from ftcli.reporting.live import Reporter
 
-            summary = smoke_run(loaded, reporter)
-        else:
-            from ftcli.training.run import run_recipe
+        with Reporter() as reporter:
+            if smoke:
+                from ftcli.training.smoke import smoke_run
 
-            summary = run_recipe(loaded, reporter, resume=resume)
+                summary = smoke_run(loaded, reporter)
+            else:
+                from ftcli.training.run import run_recipe
+
+                summary = run_recipe(loaded, reporter, resume=resume)
     if as_json:
         print_json(summary)

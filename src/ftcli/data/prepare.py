@@ -45,7 +45,7 @@ class Prepared:
     """As the recipe lists them, or the rows held out of the training source."""
     audit: AuditReport
     notes: tuple[str, ...]
-    """What was decided that the recipe does not say, one line each."""
+    """What was decided that the recipe does not say, what was left out, and what repeats: one line each."""
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and for `--json`."""
@@ -73,6 +73,10 @@ class SourceLook:
     num_examples: int
     num_tokens: int
     num_targets: int
+    dropped: dict[str, int]
+    """Rows left out, by the reason."""
+    unread: str | None
+    """What to tell of a column that looks like the answer and is not read."""
     trees: list[TokenTree]
     wheres: list[str]
     """For each tree where its row stands."""
@@ -81,15 +85,17 @@ class SourceLook:
         """The look in one line."""
         detected = ", found from its columns" if self.is_detected else ""
         ratio = self.num_targets / max(1, self.num_tokens)
+        dropped = "".join(f", {count} dropped: {reason}" for reason, count in sorted(self.dropped.items()))
+        rows = "1 row" if self.num_rows == 1 else f"{self.num_rows} rows"
+        examples = "1 example" if self.num_examples == 1 else f"{self.num_examples} examples"
         return (
-            f"{self.part} {self.name} ({self.format}{detected}): first {self.num_rows} rows, {self.num_examples} examples, "
-            f"{self.num_tokens} tokens, {ratio:.0%} trained"
+            f"{self.part} {self.name} ({self.format}{detected}): first {rows}, {examples}, "
+            f"{self.num_tokens} tokens, {ratio:.0%} trained{dropped}"
         )
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the trees."""
-        names = ("part", "name", "role", "format", "is_detected", "num_rows", "num_examples", "num_tokens", "num_targets")
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in vars(self).items() if name not in ("trees", "wheres")}
 
 
 def prepare(
@@ -123,7 +129,7 @@ def prepare(
             stores[plan.source.part].append(builder.store(plan))
     problems.raise_any()
     train, evaluation = stores["train"], stores["evaluation"]
-    notes = [f"format of `{plan.source.name}` is `{plan.format.kind}`, found from its columns" for plan in plans if plan.is_detected]
+    notes = [note for plan in plans for note in plan.notes()]
     if _holds_out(data):
         held_out = builder.held_out(plans[0])
         evaluation += [held_out] if held_out is not None else []
@@ -132,7 +138,10 @@ def prepare(
             if held_out is None
             else f"{held_out.report.rows_read} rows of `{train[0].name}` are held out as `{held_out.name}`"
         )
-    return Prepared(train, evaluation, audit(train, evaluation), tuple(notes))
+    notes += [note for store in (*train, *evaluation) for note in store.report.left_out()]
+    found = audit(train, evaluation)
+    # A source that is trained and evaluated on would be told of twice.
+    return Prepared(train, evaluation, found, tuple(dict.fromkeys([*notes, *found.lines()])))
 
 
 def look(data: Data, tokenizer: Tokenizer, rows_per_source: int = DETECT_ROWS) -> list[SourceLook]:
@@ -235,6 +244,20 @@ class _Plan:
     policy: Policy
     limit: int | None
     """Only the first so many rows."""
+    columns: tuple[str, ...]
+    """Of the first row."""
+
+    def notes(self) -> list[str]:
+        """What was decided that the recipe does not say."""
+        notes = [f"format of `{self.source.name}` is `{self.format.kind}`, found from its columns"] if self.is_detected else []
+        unread = self.unread()
+        return notes if unread is None else [*notes, f"`{self.source.name}` {unread}"]
+
+    def unread(self) -> str | None:
+        """What to tell of a column that looks like the answer and is not read."""
+        from ftcli.data.formats.detect import unread_answer
+
+        return unread_answer(self.format, self.columns)
 
     def rows(self) -> Iterator[Row]:
         """(index, where, row) of the rows to take."""
@@ -252,14 +275,13 @@ def _plan(source: _Source, data: Data, tokenizer: Tokenizer, first_rows: int | N
     entry = source.entry
     settings = entry.format or _detect(entry)
     limits = [limit for limit in (entry.limit, first_rows) if limit is not None]
-    plan = _Plan(source, settings, entry.format is None, _policy(data.on_overflow, settings), min(limits, default=None))
-    _, where, row = next(plan.rows(), (0, "", None))
+    where, row = next(entry.source.rows(), ("", None))
     if row is None:
         raise DataError(f"`{source.name}` cannot be used", [Problem(source.name, "has no rows")])
     # A wrong row is counted with all others later.
     with contextlib.suppress(DataError):
         settings.example(row, tokenizer, where)
-    return plan
+    return _Plan(source, settings, entry.format is None, _policy(data.on_overflow, settings), min(limits, default=None), tuple(row))
 
 
 def _detect(entry: TrainSource | EvaluationSource) -> Format:
@@ -364,6 +386,8 @@ def _look(plan: _Plan, data: Data, tokenizer: Tokenizer) -> SourceLook:
         num_examples=tally.num_examples,
         num_tokens=tally.num_tokens,
         num_targets=tally.num_targets,
+        dropped=dict(tally.dropped),
+        unread=plan.unread(),
         trees=trees,
         wheres=wheres,
     )

@@ -11,7 +11,7 @@ from ftcli.data.mixtures import Mixture
 from ftcli.data.mixtures.passes import Passes
 from ftcli.data.sources import Source
 from ftcli.metrics import Metric
-from ftcli.spec import Spec
+from ftcli.spec import ExpandedName, Spec
 
 OnOverflow = Literal["auto", "error", "drop", "truncate_prompt", "split"]
 
@@ -23,13 +23,13 @@ class TrainSource(Spec):
     """Where the rows come from."""
     format: Format | None = None
     """How a row becomes an example; left out, it is detected from the columns and named in the log."""
-    name: str | None = None
+    name: ExpandedName | None = None
     """What logs and metrics call it; the default is made from the source."""
     role: Literal["new", "replay"] = "new"
     """`replay` marks rows from the distribution the base model already knows."""
     weight: float = Field(default=1.0, gt=0)
     """How much of it the mixture takes, in the mixture's own unit; a larger value means more of it."""
-    loss_weight: float = Field(default=1.0, ge=0)
+    loss_weight: float = Field(default=1.0, gt=0)
     """Factor on the loss of every target of this source; rows and turns may carry a `weight` of their own, too."""
     limit: int | None = Field(default=None, ge=1)
     """Take only the first so many rows."""
@@ -53,7 +53,7 @@ class EvaluationSource(Spec):
     """Where the rows come from."""
     format: Format | None = None
     """How a row becomes an example; left out, it is detected from the columns and named in the log."""
-    name: str | None = None
+    name: ExpandedName | None = None
     """What logs and metrics call it; the default is made from the source."""
     role: Literal["target", "retained"] = "target"
     """`retained` is what must not be lost: its change from before training is reported."""

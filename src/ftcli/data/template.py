@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftcli.data.example import Example, Piece, path_example
-from ftcli.data.messages import Message, bad_row, fields_of
+from ftcli.data.messages import Message, fields_of
 from ftcli.errors import DataError, Problem, RequestError
 
 if TYPE_CHECKING:
@@ -43,19 +43,21 @@ def chat_example(
         weight: of the row, a factor on all of it.
         turns: `last` trains the last answer only.
 
+    Returns:
+        an example without pieces where no answer is to be trained.
+
     Raises:
-        DataError: nothing is trained, or the template refuses the conversation or rewrites its beginning.
+        DataError: the template refuses the conversation or rewrites its beginning.
         RequestError: there is no template, or it ends no turn.
     """
-    answers = [index for index, message in enumerate(messages) if message.is_answer]
-    answers = answers[-1:] if turns == "last" else answers
-    if not any(messages[index].weight > 0 for index in answers):
-        what = "no answer is trained" if answers else f"there is no answer (roles: {', '.join(str(m.fields['role']) for m in messages)})"
-        raise bad_row(where, what, "at least one `assistant` turn has to be there, without `train: false`")
     if tokenizer.chat_template is None:
         raise tokenizer.no_template()
     if tokenizer.end_of_turn is None:
         raise _no_end_of_turn()
+    answers = [index for index, message in enumerate(messages) if message.is_answer]
+    answers = answers[-1:] if turns == "last" else answers
+    if not any(messages[index].weight > 0 for index in answers):
+        return path_example([], add_bos=False)
     try:
         return _pieces(messages, answers, tokenizer, tools, weight)
     except DataError as error:
@@ -93,7 +95,8 @@ def _answer_span(fields: Fields, index: int, text: str, tokenizer: Tokenizer, to
         raise _no_end(index, through[start:], tokenizer)
     if end > shared:
         raise _rewritten(index, len(fields), text, through)
-    if not _without_end(through[start:end], tokenizer).strip():
+    is_said = fields[index]["content"].strip() or fields[index].get("tool_calls")
+    if is_said and not _without_end(through[start:end], tokenizer).strip():
         raise _dropped(f"message {index + 1}, an answer")
     return start, end
 

@@ -52,11 +52,9 @@ def nothing_to_train(tally: Tally, name: str, work: Work) -> Problem | None:
     """What is wrong with a source that trains nothing, or never teaches the model to stop."""
     if tally.num_examples == 0:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(tally.dropped.items())) or "it has no rows"
-        hint = (
-            "is the answer column empty, is every weight 0, or does every turn say `train: false`?"
-            if "no target" in tally.dropped
-            else None
-        )
+        hint = None
+        if "no target" in tally.dropped:
+            hint = "trained is what has a weight above 0; in a chat, turns of the role `assistant` without `train: false`"
         if "too long" in tally.dropped:
             hint = "set `data.max_length` higher"
         return Problem(name, f"trains nothing: of {tally.rows_read} rows none is left ({reasons})", hint)

@@ -173,10 +173,17 @@ def _tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
 
 
 def _device(name: str) -> torch.device:
+    """The torch device of that name, or for `auto` the best there is.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
     import torch
 
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    num_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ["cuda", *(f"cuda:{index}" for index in range(num_cuda))] if num_cuda else []
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    here.append("cpu")
+    if name != "auto" and name not in here:
+        raise UsageError(f"--device {name}: there is no such device here", hint=f"auto, {', '.join(here)}")
+    return torch.device(here[0] if name == "auto" else name)

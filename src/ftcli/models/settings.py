@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftcli.errors import RequestError
-from ftcli.spec import ExpandedName, ModelReference, Spec
+from ftcli.spec import ExpandedName, ModelReference, Spec, TemplateReference
 
 if TYPE_CHECKING:
     from ftcli.models.tokenizer import Tokenizer
@@ -33,8 +33,8 @@ class Model(Spec):
     """Branch, tag or commit of a hub id."""
     tokenizer: ModelReference | None = None
     """Another tokenizer than the base's own: builtin:NAME, a local folder, or a hub id."""
-    template: str | None = None
-    """Chat template: a path to a Jinja file, or the template itself. The default is the tokenizer's own."""
+    template: TemplateReference | None = None
+    """Chat template: a path to a Jinja file, the template itself, or `chatml` or `plain`. The default is the tokenizer's own."""
     dtype: DtypeName = "auto"
     """Of the weights that are loaded; `auto` is float32 on CPU and for weights that train, else the model's own."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"

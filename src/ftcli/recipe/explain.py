@@ -146,4 +146,4 @@ def _text_hint(text: str, node: Node, root: Node, types: set[Any]) -> str | None
         return did_you_mean(text, _constants(node))
     if "array" in types:
         return f"put it in brackets: `[{text}]`"
-    return _description(node) if "pattern" in node else None
+    return None

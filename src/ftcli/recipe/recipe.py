@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from ftcli.data.settings import Data
 from ftcli.methods import Method
 from ftcli.methods.lora import Lora
@@ -13,7 +11,7 @@ from ftcli.models.settings import Model
 from ftcli.objectives import Objective
 from ftcli.objectives.causal_lm import CausalLM
 from ftcli.recipe.train import Every, Train
-from ftcli.spec import LocalPath, Spec
+from ftcli.spec import FolderName, LocalPath, Spec
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -23,8 +21,8 @@ class Recipe(Spec):
 
     version: Literal[1]
     """Version of the recipe language."""
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Names the run; letters, digits, dots, dashes."""
+    name: FolderName
+    """Names the run and its folder: letters, digits, dots, dashes, underscores."""
     model: Model
     """The base model."""
     data: Data

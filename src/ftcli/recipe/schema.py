@@ -154,8 +154,6 @@ def allowed(node: Node, root: Node) -> str:
 def _limits(node: Node) -> str:
     if node.get("minItems"):
         return f" of at least {node['minItems']}"
-    if "pattern" in node:
-        return f" like {node['pattern']}"
     names = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     limits = [f"{word} {node[name]:g}" for name, word in names.items() if name in node]
     return (" " if limits[0].startswith(("above", "below")) else ", ") + " and ".join(limits) if limits else ""

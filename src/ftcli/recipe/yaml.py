@@ -65,15 +65,15 @@ def dotted(path: KeyPath) -> str:
 
 
 def where(path: KeyPath, place: Place | None) -> str:
-    """A path and its line, as an error names them.
+    """A path and its place, as an error names them.
 
     Example:
         >>> where(("method", "rank"), Place(4, 3)), where((), Place(1, 1))
-        ('method.rank (line 4)', 'line 1')
+        ('method.rank (line 4, column 3)', 'line 1, column 1')
     """
     if place is None:
         return dotted(path)
-    return f"{dotted(path)} (line {place.line})" if path else f"line {place.line}"
+    return f"{dotted(path)} ({_at(place)})" if path else _at(place)
 
 
 class YamlError(Exception):

@@ -261,11 +261,13 @@ class Reporter:
     Args:
         stream: where the text goes; the default is standard output. With `--json` give standard error.
         silent: says nothing at all: the other processes of a distributed run.
+        shows_next: ends with the next commands to try; not where the run folder does not stay.
         clock: seconds that only grow; given by tests.
     """
 
     stream: TextIO | None = None
     silent: bool = False
+    shows_next: bool = True
     clock: Callable[[], float] = time.monotonic
     _live: Live | None = field(default=None, init=False)
     _console: Console | None = field(default=None, init=False)
@@ -359,7 +361,7 @@ class Reporter:
             self._print("")
         for proof in proofs:
             self._print_proof(proof)
-        if summary.get("status") == "finished" and summary.get("folder"):
+        if self.shows_next and summary.get("status") == "finished" and summary.get("folder"):
             self._print("")
             self._print("next:")
             commands = next_commands(summary["folder"], summary.get("artefact"))

@@ -96,6 +96,8 @@ def make_accelerator(recipe: Recipe, folder: Path | None) -> Accelerator:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device, True):
         raise RequestError(f"train.device: `{device}` is not available here", hint="`auto` takes what is there")
+    if recipe.train.mixed_precision == "fp16" and not (available["cuda"] and device in ("auto", "cuda")):
+        raise RequestError("train.mixed_precision: `fp16` needs a CUDA device", hint="bf16, or no")
     require_trackers(recipe.trackers)
     if "RANK" not in os.environ:
         # accelerate keeps device and precision for the life of the process; the next run may want others.
@@ -148,8 +150,11 @@ def weights_dtype(recipe: Recipe) -> str:
     return recipe.model.dtype
 
 
-def assemble_model(recipe: Recipe, data: DataParts, accelerator: Accelerator) -> ModelParts:
+def assemble_model(recipe: Recipe, data: DataParts, accelerator: Accelerator, *, restoring: bool = False) -> ModelParts:
     """Load the base, attach the method, and choose the layout by the probe.
+
+    Args:
+        restoring: a checkpoint's weights come next, so that costly initial values need not be computed.
 
     Raises:
         RequestError: for anything that does not fit: a base that cannot be had, a target that matches nothing, a layout.
@@ -162,6 +167,7 @@ def assemble_model(recipe: Recipe, data: DataParts, accelerator: Accelerator) ->
         seed=derive_seed(recipe.train.seed, "method"),
         sample_batches=lambda count: sample_batches(recipe, data, count),
         original_base=lambda: load_base(recipe, data.tokenizer, _cpu(), quantized=False),
+        restoring=restoring,
     )
     seed_torch(recipe.train.seed, "attach")
     module = recipe.method.attach(base, context)

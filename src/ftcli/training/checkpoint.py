@@ -4,6 +4,7 @@ checkpoints/step-000120/
     trainable.safetensors    the parameters that train, by name
     optimizer.safetensors    the optimizer's tensors, by <parameter>/<key>
     progress.json            step, batch chain, best loss, optimizer scalars, loss scale, hashes of the files above
+best.json beside them names the checkpoint of the lowest evaluation loss.
 A checkpoint appears under its name only when it is complete and on the disk.
 """
 
@@ -62,6 +63,11 @@ class Checkpoints:
             scaler = learner.accelerator.scaler
             state = {"format": FORMAT, "progress": asdict(progress), "optimizer_scalars": scalars, "files": files}
             write_json(partial / "progress.json", {**state, "scaler": None if scaler is None else scaler.state_dict()})
+        if progress.best_step is not None:
+            write_json(
+                self.folder / "best.json",
+                {"step": progress.best_step, "loss": progress.best_loss, "folder": self.path(progress.best_step).name},
+            )
         self._prune(progress)
         return folder
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ftcli.recipe.recipe import Recipe
 
 
+BEGUN = ("recipe.yaml", "manifest.json", "recipe.schema.json")
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Paths of a run."""
@@ -61,7 +64,9 @@ class RunFolder:
             UsageError: a run is here and going on was not asked for, or it is one of another recipe (with the difference).
         """
         if not self.resolved_path.exists():
-            if self.path.is_dir() and any(path for path in self.path.iterdir() if not path.name.startswith(".")):
+            # What a run that was killed while it began has left is no stranger's.
+            strangers = [path.name for path in self.path.glob("*") if not path.name.startswith(".") and path.name not in BEGUN]
+            if strangers:
                 raise UsageError(f"the run folder {self.path} is not empty and holds no run", hint="choose another `output`")
             return False
         if not resume:
@@ -83,10 +88,13 @@ class RunFolder:
 
     def begin(self, loaded: LoadedRecipe, manifest: dict[str, Any]) -> None:
         """Write what is known before the first step; recipe.resolved.yaml comes last and makes the folder a run."""
+        from ftcli.recipe.schema import SCHEMA_FILE, json_schema
         from ftcli.recipe.write import resolved_yaml
 
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "recipe.yaml", loaded.text)
+        # The first line of recipe.resolved.yaml names it: what is edited from there is checked while it is typed.
+        write_json(self.path / SCHEMA_FILE, json_schema())
         write_json(self.manifest_path, manifest)
         write_text(self.resolved_path, resolved_yaml(loaded.recipe))
 

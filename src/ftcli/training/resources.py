@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from ftcli.errors import RequestError
 from ftcli.units import format_bytes
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 # Adam keeps two numbers a weight; a checkpoint holds them and the weight.
@@ -31,6 +33,30 @@ def training_bytes(module: nn.Module) -> int:
     """Weights, gradients and optimizer state; activations come on top."""
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     return weights + checkpoint_bytes(module)
+
+
+def device_bytes(device: torch.device) -> int:
+    """Memory of a device, or of this machine."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def require_memory(module: nn.Module, device: torch.device) -> None:
+    """Refuse a run that cannot fit even without a single activation.
+
+    Raises:
+        RequestError: weights, gradients and optimizer state need more than the device has.
+    """
+    needed, there = training_bytes(module), device_bytes(device)
+    if needed > there:
+        parts = "weights, gradients and optimizer"
+        raise RequestError(
+            f"the run needs at least {format_bytes(needed)} of memory for {parts}; {device} has {format_bytes(there)}",
+            hint="method.kind: lora or qlora, or train.optimizer.kind: adamw-8bit",
+        )
 
 
 def free_disk_bytes(path: Path) -> int:

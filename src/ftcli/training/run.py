@@ -15,7 +15,7 @@ from ftcli.errors import InterruptedRun, Problem, RequestError, RunError
 from ftcli.evaluation.answers import Question, read_questions, score_answers
 from ftcli.evaluation.loss import measure_loss
 from ftcli.files import new_folder, said_when_disk_is_full
-from ftcli.layout.model import inner_model
+from ftcli.layout.model import TreeModel, inner_model
 from ftcli.reporting.live import Reporter, RunHeader
 from ftcli.training.assemble import (
     DataParts,
@@ -33,7 +33,7 @@ from ftcli.training.hooks import Checkpoint, Evaluate, Log, Metrics, default_sav
 from ftcli.training.loop import Progress, train
 from ftcli.training.manifest import environment, fingerprints
 from ftcli.training.proofs import Proof, frozen_tensors, hash_tensors, probe_log_probs, prove_frozen, prove_reloaded, prove_stops
-from ftcli.training.resources import require_disk
+from ftcli.training.resources import require_disk, require_memory
 from ftcli.training.signals import StopSignal
 from ftcli.training.step import Learner, NonFiniteError
 
@@ -82,7 +82,9 @@ def run_recipe(loaded: LoadedRecipe, reporter: Reporter, *, resume: bool = False
             reporter.silent = True
         with accelerator.main_process_first():
             data = assemble_data(recipe, reporter, first_rows)
-        parts = assemble_model(recipe, data, accelerator)
+        is_restoring = goes_on and bool(Checkpoints(folder.checkpoints_path, recipe.every.keep).steps())
+        parts = assemble_model(recipe, data, accelerator, restoring=is_restoring)
+        require_memory(parts.module, accelerator.device)
         require_disk(folder.path, parts.module, recipe.every.keep)
         if accelerator.is_main_process:
             stack.enter_context(folder.locked())
@@ -100,6 +102,18 @@ def run_recipe(loaded: LoadedRecipe, reporter: Reporter, *, resume: bool = False
         except BaseException:
             run.note_status("failed")
             raise
+
+
+def _rank(recipe: Recipe) -> list[str]:
+    rank = getattr(recipe.method, "rank", None)
+    return [] if rank is None else [f"rank {rank}"]
+
+
+def out_of_memory(error: BaseException) -> RunError:
+    """The error for a device that is full: what helps without changing the update."""
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    hint = "halve train.micro_batch_tokens (the update stays the same), or train.gradient_checkpointing: true"
+    return RunError(f"out of memory: {first_line}", hint=hint)
 
 
 @dataclass(slots=True)
@@ -145,6 +159,8 @@ class Run:
         steps = checkpoints.steps()
         progress = checkpoints.load(steps[-1], learner) if steps else Progress(num_steps=self.data.order.num_steps)
         metrics.cut(progress.metrics_bytes)
+        if not steps and self.accelerator.is_main_process:
+            self.folder.samples_path.unlink(missing_ok=True)
         kept, found = self.folder.manifest().get("hashes", {}), fingerprints(self.data)
         changed = [key for key in found if kept.get(key, found[key]) != found[key]]
         if changed:
@@ -160,7 +176,7 @@ class Run:
                 name=self.recipe.name,
                 folder=str(self.folder.path),
                 base=self.recipe.model.base or "random weights",
-                method=self.recipe.method.kind,
+                method=" ".join([self.recipe.method.kind, *_rank(self.recipe)]),
                 num_steps=progress.num_steps,
                 global_batch_size=self.recipe.train.global_batch_size,
                 layout=f"{self.parts.layout.layout} ({self.parts.layout.reason})",
@@ -190,10 +206,17 @@ class Run:
         try:
             train(learner, batch_source, self.recipe.train.schedule.factor_at, progress, hooks)
         except NonFiniteError as error:
-            rows = [f"{self.data.prepared.train[s].name}:{i}" for s, i in self.data.order.examples_at(error.step)]
+            rows = [self.data.prepared.train[source].where(index) for source, index in self.data.order.examples_at(error.step)]
             listed = ", ".join(rows[:10]) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
             hint = "a lower train.lr, or train.mixed_precision: bf16 instead of fp16"
-            raise RunError(error.summary, [Problem("examples of this step", listed)], hint) from error
+            raise RunError(error.summary, [Problem("rows of this step", listed)], hint) from error
+        except MemoryError as error:
+            raise out_of_memory(error) from error
+        except RuntimeError as error:
+            # torch.OutOfMemoryError is one; the CPU allocator has only its text.
+            if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+                raise
+            raise out_of_memory(error) from error
         finally:
             self.stop.is_training = False
         if progress.stop_reason == "interrupted":
@@ -281,7 +304,8 @@ class Run:
         """Save the result under its final name, prove it, and write what people read."""
         summary: dict[str, Any] = {}
         if self.accelerator.is_main_process:
-            trained = probe_log_probs(self.parts.model, probe_trees)
+            # A wrapper of its own: accelerate has put the mixed precision of training around the other's forward pass.
+            trained = probe_log_probs(TreeModel(self.parts.module), probe_trees)
             self._save()
             proofs = [
                 Proof("layout", True, f"{self.parts.layout.layout}: {self.parts.layout.reason}"),
@@ -305,20 +329,13 @@ class Run:
         return summary
 
     def _save(self) -> None:
-        from ftcli.models.load import save_model
-
         recipe = self.recipe
         with new_folder(self.folder.path / recipe.method.artefact) as partial:
             self.parts.model.use_layout("rows")
             recipe.method.save(self.parts.module, partial)
-            if recipe.method.artefact == "model":
-                save_model(inner_model(self.parts.module), self.data.tokenizer, partial)
-            else:
-                self.data.tokenizer.save(partial)
+            self.data.tokenizer.save(partial)
 
     def _prove_reloaded(self, trained: Any, probe_trees: list[Any]) -> Proof:
-        from ftcli.layout.model import TreeModel
-
         base = load_base(self.recipe, self.data.tokenizer, self.accelerator.device)
         module = self.recipe.method.load(base, self.folder.path / self.recipe.method.artefact)
         reloaded = probe_log_probs(TreeModel(module), probe_trees)

@@ -7,83 +7,107 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftcli.models.locate import model_folder
+from ftcli.reporting.live import Reporter
 from ftcli.training.run import run_folder, run_recipe
 
 if TYPE_CHECKING:
+    from ftcli.data.settings import EvaluationSource
+    from ftcli.methods import Method
+    from ftcli.models.settings import Model
     from ftcli.recipe.load import LoadedRecipe
     from ftcli.recipe.recipe import Recipe
-    from ftcli.reporting.live import Reporter
+    from ftcli.recipe.train import Train
 
 ROWS = 32
 STEPS = 4
+MAX_RANK = 8
 # Above this a local base is too slow for a minute on a CPU, and a tiny model of its architecture stands in.
 MAX_BASE_BYTES = 600_000_000
 
 
 def smoke_recipe(recipe: Recipe) -> Recipe:
     """`recipe` cut down to seconds: few rows, few steps, a small stand-in for a base that is not here."""
-    train = recipe.train.model_copy(
-        update={
-            "epochs": None,
-            "steps": STEPS,
-            "global_batch_size": min(recipe.train.global_batch_size, 4),
-            "device": recipe.train.device,
-            "compile": False,
-        }
-    )
+    folder = run_folder(recipe).path
     every = recipe.every.model_copy(update={"log": 1, "evaluate": 2, "save": 2})
-    evaluation = tuple(
-        source.model_copy(
-            update={
-                "limit": min(source.limit or ROWS, ROWS),
-                "generate": source.generate
-                and source.generate.model_copy(update={"limit": 4, "max_new_tokens": min(16, source.generate.max_new_tokens)}),
-            }
-        )
-        for source in recipe.data.evaluation
-    )
-    data = recipe.data.model_copy(update={"evaluation": evaluation})
-    output = str(run_folder(recipe).path.with_name(f"{run_folder(recipe).path.name}-smoke"))
-    changes = {"name": f"{recipe.name}-smoke", "train": train, "every": every, "data": data, "output": output, "trackers": ()}
-    return recipe.model_copy(update={**changes, "model": _small_base(recipe)})
+    data = recipe.data.model_copy(update={"evaluation": tuple(map(_small_evaluation, recipe.data.evaluation))})
+    changes = {
+        "name": f"{recipe.name}-smoke",
+        "output": str(folder.with_name(f"{folder.name}-smoke")),
+        "train": _short_training(recipe.train),
+        "every": every,
+        "data": data,
+        "trackers": (),
+    }
+    if recipe.model.base is not None and not _is_here_and_small(recipe.model.base):
+        changes |= {"model": _stand_in(recipe.model), "method": _small_method(recipe.method)}
+    return recipe.model_copy(update=changes)
 
 
-def _small_base(recipe: Recipe) -> Any:
-    """The base itself if it is here and small, else a tiny random model of the same architecture with the same tokenizer."""
-    from ftcli.models.load import load_config
-    from ftcli.models.tiny import tiny_init
+def _short_training(train: Train) -> Train:
+    changes: dict[str, Any] = {"epochs": None, "steps": STEPS, "global_batch_size": min(train.global_batch_size, 4), "compile": False}
+    if getattr(train.schedule, "warmup_steps", None) is not None:
+        changes["schedule"] = train.schedule.model_copy(update={"warmup_steps": 1})
+    return train.model_copy(update=changes)
 
-    model = recipe.model
-    if model.base is None or _is_here_and_small(model.base):
-        return model
-    init = tiny_init(load_config(model))
-    return model.model_copy(update={"base": None, "init": init, "tokenizer": model.tokenizer or model.base, "dtype": "float32"})
+
+def _small_evaluation(source: EvaluationSource) -> EvaluationSource:
+    generate = source.generate
+    if generate is not None:
+        generate = generate.model_copy(update={"limit": 4, "max_new_tokens": min(16, generate.max_new_tokens)})
+    return source.model_copy(update={"limit": min(source.limit or ROWS, ROWS), "generate": generate})
 
 
 def _is_here_and_small(base: str) -> bool:
-    from ftcli.models.locate import model_folder
-
     if not base.startswith("builtin:") and not Path(base).exists():
         return False
     return sum(path.stat().st_size for path in model_folder(base).glob("*.safetensors")) <= MAX_BASE_BYTES
 
 
+def _stand_in(model: Model) -> Model:
+    """A tiny random model of the same architecture, with the same tokenizer."""
+    from ftcli.models.load import load_config
+    from ftcli.models.tiny import tiny_init
+
+    assert model.base is not None
+    tokenizer = model.tokenizer or str(model_folder(model.base, model.revision, weights=False))
+    changes = {"base": None, "revision": None, "init": tiny_init(load_config(model)), "tokenizer": tokenizer, "dtype": "float32"}
+    return model.model_copy(update=changes)
+
+
+def _small_method(method: Method) -> Method:
+    """Ranks that fit the matrices of a tiny model."""
+    changes: dict[str, Any] = {}
+    if hasattr(method, "rank"):
+        changes["rank"] = min(method.rank, MAX_RANK)
+    if hasattr(method, "rank_pattern"):
+        changes["rank_pattern"] = {name: min(rank, MAX_RANK) for name, rank in method.rank_pattern.items()}
+    return method.model_copy(update=changes)
+
+
 def smoke_run(loaded: LoadedRecipe, reporter: Reporter) -> dict[str, Any]:
-    """Train, save, prove, resume, and merge or say why not, on a few rows.
+    """Train, save, prove, go on from the last checkpoint, and merge, on a few rows.
 
     Raises:
         FtcliError: whatever would stop the real run.
     """
     small = replace(loaded, recipe=smoke_recipe(loaded.recipe))
+    if small.recipe.model.base != loaded.recipe.model.base:
+        assert small.recipe.model.init is not None
+        reporter.note(f"a tiny {small.recipe.model.init.architecture} with random weights stands in for {loaded.recipe.model.base}")
     folder = run_folder(small.recipe)
     shutil.rmtree(folder.path, ignore_errors=True)
+    reporter.shows_next = False
     summary = run_recipe(small, reporter, first_rows=ROWS)
-    run_recipe(small, reporter, resume=True, first_rows=ROWS)
+    # Without its summary the run is one that was killed before it could say that it is finished.
+    folder.update_manifest(summary=None)
+    run_recipe(small, Reporter(stream=reporter.stream, silent=True), resume=True, first_rows=ROWS)
+    reporter.note(f"\nresumed from the checkpoint of step {summary['steps']}, and proven again")
     if small.recipe.method.artefact == "adapter":
         from ftcli.exporting.merge_run import merge_run
 
         report = merge_run(folder.path, folder.path / "merged")
-        reporter.note(f"merged: {report.line()}")
+        reporter.note(report.line())
     shutil.rmtree(folder.path)
-    reporter.note(f"smoke run of {Path(loaded.path).name} went through; its folder is removed")
+    reporter.note(f"ok: the smoke run of {loaded.path.name} went through; its folder is removed")
     return {**summary, "smoke": True}

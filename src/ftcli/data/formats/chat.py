@@ -53,7 +53,7 @@ class Chat(Spec):
         """The row as an example.
 
         Raises:
-            DataError: it is no conversation, or nothing in it is trained.
+            DataError: it is no conversation, or the template refuses it.
         """
         messages = read_messages(column_of(row, self.messages, where), where, self.messages)
         if self.system is not None and row.get(self.system) and messages[0].fields["role"] != "system":

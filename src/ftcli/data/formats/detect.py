@@ -38,8 +38,49 @@ def detect_format(rows: Sequence[Mapping[str, Any]], where: str = "the data") ->
     raise DataError("the format is unknown", [_unknown(columns, where)])
 
 
+# Columns that hold what a model is to answer, in data sets of many kinds: to leave one out is rarely meant.
+_ANSWER_COLUMNS = frozenset(
+    [
+        "label",
+        "labels",
+        "label_text",
+        "class",
+        "category",
+        "target",
+        "targets",
+        "answer",
+        "answers",
+        "completion",
+        "response",
+        "output",
+        "solution",
+        "summary",
+        "translation",
+        "sentiment",
+        "rating",
+        "score",
+        "chosen",
+        "rejected",
+    ]
+)
+
+
+def unread_answer(settings: Format, columns: Collection[str]) -> str | None:
+    """What to tell of a source with a column that looks like the answer and is not read; None where there is none.
+
+    Example:
+        >>> unread_answer(Text(), ["text", "label", "id"])
+        'reads column text only; not read: label, id'
+    """
+    unread = unread_columns(settings, columns)
+    if not any(column.lower() in _ANSWER_COLUMNS for column in unread):
+        return None
+    read = [column for column in columns if column not in unread]
+    return f"reads column{'s' if len(read) > 1 else ''} {', '.join(read)} only; not read: {', '.join(unread)}"
+
+
 def unread_columns(settings: Format, columns: Collection[str]) -> list[str]:
-    """The columns of a source that its format does not look at, for the log."""
+    """The columns of a source that its format does not look at."""
     return [column for column in columns if column not in (*settings.required_columns(), *settings.optional_columns())]
 
 

@@ -1,0 +1,673 @@
+"""Law 9: every recipe field changes something observable, and a field without an entry in the table below fails.
+
+An entry is a group: settings, what of them can be seen, and for each field another value. The observable is computed for the
+settings as they are and with the one value changed, and has to differ. Observables are what a user gets: examples and their
+order, learning rates, updates, losses, answers, files, and errors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from pydantic import BaseModel, ValidationError
+
+from ftcli.data.formats import Format
+from ftcli.data.formats.chat import Chat
+from ftcli.data.formats.completion import Completion
+from ftcli.data.formats.instruction import Instruction
+from ftcli.data.formats.text import Text
+from ftcli.data.mixtures import Mixture
+from ftcli.data.mixtures.passes import Passes
+from ftcli.data.mixtures.shares import Shares
+from ftcli.data.order import Order
+from ftcli.data.prepare import Prepared, look, prepare
+from ftcli.data.settings import Data, EvaluationSource, Generate, TrainSource
+from ftcli.data.sources import Source
+from ftcli.data.sources.builtin import Builtin
+from ftcli.data.sources.file import File
+from ftcli.data.sources.hub import Hub
+from ftcli.errors import FtcliError
+from ftcli.evaluation.answers import read_questions, score_answers
+from ftcli.methods import Method
+from ftcli.methods.full import Full
+from ftcli.methods.lora import Lora
+from ftcli.methods.qlora import Qlora
+from ftcli.metrics import Metric
+from ftcli.metrics.exact_match import ExactMatch
+from ftcli.metrics.json_match import JsonMatch
+from ftcli.metrics.number_match import NumberMatch
+from ftcli.models.load import load_config
+from ftcli.models.quantisation import Quantization
+from ftcli.models.settings import Init, Model
+from ftcli.models.tokenizer import Tokenizer, load_tokenizer
+from ftcli.objectives import Objective
+from ftcli.objectives.causal_lm import CausalLM
+from ftcli.optim.optimizers import Optimizer
+from ftcli.optim.optimizers.adafactor import Adafactor
+from ftcli.optim.optimizers.adamw import AdamW
+from ftcli.optim.optimizers.adamw8bit import AdamW8bit
+from ftcli.optim.optimizers.lion import Lion
+from ftcli.optim.optimizers.muon import Muon
+from ftcli.optim.optimizers.sgd import SGD
+from ftcli.optim.schedules import Schedule
+from ftcli.optim.schedules.constant import Constant
+from ftcli.optim.schedules.cosine import Cosine
+from ftcli.optim.schedules.linear import Linear
+from ftcli.optim.schedules.wsd import WSD
+from ftcli.recipe.load import load_recipe
+from ftcli.recipe.recipe import Recipe
+from ftcli.recipe.train import EarlyStopping, Every, Train
+from ftcli.reporting.live import Reporter
+from ftcli.training.assemble import assemble_data, assemble_learner, assemble_model, cache_folder, load_base, make_accelerator
+from ftcli.training.hooks import Evaluate, Metrics
+from ftcli.training.loop import Progress
+from ftcli.training.run import run_folder, run_recipe
+from ftcli.training.step import optimizer_step
+from tests.laws.registered import Bench, make_bench, union_members
+from tests.tiny_chat_model import write_tiny_chat_model
+
+STEPS = 20
+
+
+@dataclass
+class World:
+    """What observables need: a folder, the built-in tokenizer, a recipe with its data prepared, and a trained-looking model."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    bench: Bench
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """`make()`, the first time."""
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("fields")
+    return World(folder, load_tokenizer("builtin:tiny"), make_bench(folder, lr=1e-2))
+
+
+# ---- observables: pure functions of settings -------------------------------------------------------------------------------
+
+
+def updates(world: World, optimizer: Any) -> Any:
+    """A hidden matrix, an embedding and a vector after three updates from fixed gradients."""
+    generator = torch.Generator().manual_seed(0)
+    names = ["layers.0.weight", "embed_tokens.weight", "norm.weight"]
+    shapes = [(64, 64), (128, 64), (64,)]
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    decay = [optimizer.weight_decay, optimizer.weight_decay, 0.0]
+    groups = [{"params": [p], "names": [name], "lr": 1e-2, "weight_decay": d} for p, name, d in zip(params, names, decay, strict=True)]
+    built = optimizer.build(groups, 1e-2)
+    for step in range(3):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator) * 10 ** (-step)
+        built.step()
+    return [param.detach().numpy().tobytes() for param in params]
+
+
+def factors(world: World, schedule: Any) -> list[float]:
+    """The learning rate of every step, as a share of the peak."""
+    return [schedule.factor_at(step, STEPS) for step in range(1, STEPS + 1)]
+
+
+ANSWERS = (("Yes", " yes "), ("yes ", "yes"), ('{"a": 1, "b": 2}', '{"b": 2, "a": 1}'), ('{"a": 1, "b": 3}', '{"b": 2, "a": 1}'))
+NUMBERS = (("so #### 7 of 9", "#### 7"), ("it is 7.2", "7"), ("it is 7", "7.0"))
+
+
+def scores(world: World, metric: Any) -> list[float]:
+    """Of answers that differ from their references in case, spaces, order, value."""
+    return [metric.score(answer, reference) for answer, reference in (*ANSWERS, *NUMBERS)]
+
+
+def order_of(world: World, mixture: Any) -> Any:
+    """The examples of four steps over a small source of long examples and a large one of short ones."""
+    order = Order([5, 40], [90.0, 10.0], [1.0, 0.5], mixture, global_batch_size=8, steps=4, seed=1)
+    return [order.examples_at(step) for step in range(1, 5)]
+
+
+def judged(world: World, settings: EarlyStopping) -> Any:
+    """Where a run stops whose loss falls, then hardly, then not at all."""
+    evaluate = Evaluate(1, lambda step: {}, Metrics(world.folder / "none.jsonl", None), settings, print)  # type: ignore[arg-type]
+    progress = Progress(num_steps=99)
+    for step, loss in enumerate([3.0, 2.0, 1.99, 1.98, 1.98, 1.98, 1.98, 1.98], start=1):
+        progress.step = step
+        evaluate.judge(progress, {"source": {"loss": loss, "targets": 1, "role": "target"}})
+        if progress.stop_reason is not None:
+            return step, progress.best_step
+    return None, progress.best_step
+
+
+# ---- observables: rows and examples ----------------------------------------------------------------------------------------
+
+
+def turns(word: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"{word}?"}, {"role": "assistant", "content": f"{word}!"}]
+
+
+TOOL = [{"type": "function", "function": {"name": "count", "parameters": {}}}]
+ROW: dict[str, Any] = {
+    "messages": turns("eggs") + turns("milk"),
+    "dialogue": turns("bread"),
+    "system": "Be brief.",
+    "persona": "Be kind.",
+    "tools": TOOL,
+    "functions": [{"type": "function", "function": {"name": "weigh", "parameters": {}}}],
+    "weight": 0.5,
+    "importance": 2.0,
+    "prompt": "1 + 1 =",
+    "question": "2 + 2 =",
+    "completion": " 2",
+    "answer": " 4",
+    "instruction": "Add the numbers",
+    "task": "Count the numbers",
+    "input": "1 and 1",
+    "context": "2 and 2",
+    "output": "2",
+    "result": "4",
+    "text": "One egg.",
+    "body": "Two eggs.",
+}
+ROW_OF_MESSAGES = {**ROW, "prompt": turns("eggs")[:1], "completion": turns("eggs")[1:]}
+
+
+def example(world: World, settings: Any) -> Any:
+    """What a row with a column for everything becomes."""
+    return settings.example(ROW, world.tokenizer, "row 1")
+
+
+def example_of_messages(world: World, settings: Any) -> Any:
+    """The same where prompt and completion are lists of messages."""
+    return settings.example(ROW_OF_MESSAGES, world.tokenizer, "row 1")
+
+
+def rows(world: World, source: Any) -> Any:
+    """The first rows of a source, and what the hub is asked for; there is no hub here, so a stand-in answers."""
+    import datasets
+
+    asked: list[Any] = []
+
+    def load_dataset(*arguments: Any, **options: Any) -> Any:
+        asked.append((arguments, options))
+        return datasets.Dataset.from_list([{"text": "a"}])
+
+    for name, text in {"a": "One.\nTwo.\n\nThree.\n", "b": "Four.\n"}.items():
+        (world.folder / f"{name}.txt").write_text(text)
+    if isinstance(source, File):
+        source = source.model_copy(update={"path": str(world.folder / Path(source.path).name)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", load_dataset)
+        return [row for _, row in itertools.islice(source.rows(), 3)], asked
+
+
+def said_or(act: Callable[[], Any]) -> Any:
+    """What `act` gives, or what ftcli says when it refuses."""
+    try:
+        return act()
+    except FtcliError as error:
+        return str(error)
+
+
+# ---- observables: prepared data --------------------------------------------------------------------------------------------
+
+
+def long_and_short_rows(world: World) -> str:
+    """A file of short texts with a long chat's length among them, and a chat of the same kind."""
+    path = world.folder / "mixed.jsonl"
+    texts = [
+        f"{word} " * (60 if index == 2 else 4)
+        for index, word in enumerate(["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op", "qr", "st", "uv", "wx"] * 2)
+    ]
+    path.write_text("".join(json.dumps({"prompt": text, "completion": f"{index} {text[:2]}"}) + "\n" for index, text in enumerate(texts)))
+    return str(path)
+
+
+def prepared(world: World, data: Data) -> Prepared:
+    return prepare(data, world.tokenizer, cache_folder=cache_folder())
+
+
+def trees(world: World, data: Data) -> Any:
+    """The tokens and target weights of all trees, trained on and held out, or why there are none."""
+
+    def made() -> Any:
+        done = prepared(world, data)
+        return [
+            [(store.tree(i).tokens.tolist(), store.tree(i).spans.tolist()) for i in range(len(store))]
+            for store in (*done.train, *done.evaluation)
+        ]
+
+    return said_or(made)
+
+
+def with_train_source(world: World, source: TrainSource) -> Data:
+    """Data of this source and another."""
+    return Data(train=(source, TrainSource(source=Builtin(name="orders"), limit=3)), max_length=512)
+
+
+def train_trees(world: World, source: TrainSource) -> Any:
+    return trees(world, with_train_source(world, source))
+
+
+def train_look(world: World, source: TrainSource) -> Any:
+    """What `ftcli check --fast --json` says of it."""
+    return [found.to_json() for found in look(with_train_source(world, source), world.tokenizer)]
+
+
+def train_order(world: World, source: TrainSource) -> Any:
+    """The examples of the first steps of a run on it and another source."""
+    data = with_train_source(world, source)
+    recipe = world.bench.recipe.model_copy(update={"data": data})
+    order = assemble_data(recipe, None).order
+    return [order.examples_at(step) for step in range(1, 4)]
+
+
+def evaluation_report(world: World, source: EvaluationSource) -> Any:
+    """Name, role and examples of the source, as evaluations report them."""
+    data = Data(train=(TrainSource(source=Builtin(name="orders"), limit=3),), evaluation=(source,), max_length=512)
+    return [(store.name, store.role, len(store)) for store in prepared(world, data).evaluation]
+
+
+def answers(world: World, settings: Generate) -> Any:
+    """Generated answers and their scores, by a small random model."""
+    data = Data(
+        train=(TrainSource(source=Builtin(name="orders"), limit=3),),
+        evaluation=(EvaluationSource(source=Builtin(name="orders", split="test"), limit=3, generate=settings),),
+        max_length=512,
+    )
+    model = world.once("model", lambda: world.bench.parts(Full())[1].module)
+    questions = read_questions(prepared(world, data).evaluation[0], world.tokenizer, settings.limit)
+    return score_answers(model, world.tokenizer, questions, settings, None)
+
+
+def processes(world: World, data: Data) -> int:
+    """The most processes that tokenise at the same time."""
+
+    class Counting:
+        most = 0
+
+        def update(self, done: int, total: int | None, what: str) -> None:
+            self.most = max(self.most, len(multiprocessing.active_children()))
+
+    path = world.folder / f"rows-{data.workers}.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{data.workers} {number}"}) + "\n" for number in range(4001)))
+    counting = Counting()
+    source = TrainSource(source=File(path=str(path)))
+    prepare(data.model_copy(update={"train": (source,)}), world.tokenizer, cache_folder=cache_folder(), progress=counting)
+    return counting.most
+
+
+# ---- observables: models ---------------------------------------------------------------------------------------------------
+
+
+def config(world: World, model: Model) -> Any:
+    """The configuration of the model that is loaded, or why none is."""
+    return said_or(lambda: load_config(model, world.tokenizer).to_dict())
+
+
+def initial(world: World, init: Init) -> Any:
+    """The configuration of a model with random weights."""
+    return config(world, Model(init=init, tokenizer="builtin:tiny"))
+
+
+def loaded(world: World, model: Model) -> Any:
+    """Attention and dtype of the model in memory."""
+    recipe = world.bench.recipe.model_copy(update={"model": model, "method": Full()})
+    found = load_base(recipe, world.tokenizer, make_accelerator(recipe, None).device)
+    return found.config._attn_implementation, found.dtype
+
+
+def rendered(world: World, model: Model) -> Any:
+    """A chat as the model's tokenizer sees it."""
+    write_tiny_chat_model(world.folder / "talker")
+    if model.tokenizer is not None:
+        model = model.model_copy(update={"tokenizer": str(world.folder / Path(model.tokenizer).name)})
+    tokenizer = model.load_tokenizer()
+    text = tokenizer.render(turns("eggs"))
+    return text, tokenizer.encode(text)[0]
+
+
+def fetched(world: World, model: Model) -> Any:
+    """The folder of a hub id's revision, in a cache that holds two."""
+    from huggingface_hub import constants
+
+    from ftcli.models.locate import model_folder
+
+    cache = world.folder / "hub"
+    for name in ("main", "v2"):
+        commit = ("1" if name == "main" else "2") * 40
+        (cache / "models--own--model" / "refs").mkdir(parents=True, exist_ok=True)
+        (cache / "models--own--model" / "refs" / name).write_text(commit)
+        (cache / "models--own--model" / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+        (cache / "models--own--model" / "snapshots" / commit / "config.json").write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        return model_folder(str(model.base), model.revision, weights=False).name
+
+
+def with_code(world: World, model: Model) -> Any:
+    """The configuration class of a model folder that brings its own code."""
+    from transformers import dynamic_module_utils
+
+    folder = world.folder / "own-code"
+    folder.mkdir(exist_ok=True)
+    (folder / "own.py").write_text(
+        "from transformers import PretrainedConfig\n\n\nclass OwnConfig(PretrainedConfig):\n    model_type = 'own-code'\n"
+    )
+    (folder / "config.json").write_text(json.dumps({"model_type": "own-code", "auto_map": {"AutoConfig": "own.OwnConfig"}}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(world.folder / "modules"))
+        return said_or(lambda: type(load_config(model.model_copy(update={"base": str(folder)}))).__name__)
+
+
+# ---- observables: training -------------------------------------------------------------------------------------------------
+
+
+def learning(world: World, method: Any) -> Any:
+    """What trains, and the losses of four steps."""
+    steps = world.bench.run(method, 4)
+    return [name for name, parameter in steps.module.named_parameters() if parameter.requires_grad], steps.losses
+
+
+def quantized_learning(world: World, quantize: Quantization) -> Any:
+    return learning(world, Qlora(rank=4, quantize=quantize))
+
+
+def with_method(world: World, train: Train) -> Recipe:
+    return world.bench.recipe.model_copy(update={"train": train, "method": Full()})
+
+
+def losses(world: World, train: Train) -> Any:
+    """The losses of three real steps."""
+    bench = Bench(with_method(world, train), world.bench.data)
+    return bench.run(Full(), 3).losses
+
+
+def steps_seen(world: World, train: Train) -> Any:
+    """How many steps there are, and the examples of each."""
+    order = assemble_data(with_method(world, train), None).order
+    return [order.examples_at(step) for step in range(1, order.num_steps + 1)]
+
+
+def micro_batches(world: World, train: Train) -> Any:
+    """Tokens of each forward pass of a step."""
+    recipe = with_method(world, train)
+    _, parts = Bench(recipe, world.bench.data).parts(Full())
+    _, batches = assemble_learner(recipe, world.bench.data, parts, make_accelerator(recipe, None))
+    return [batch.num_tokens for batch in batches.at(1).micro_batches]
+
+
+def assembled(world: World, train: Train) -> Any:
+    """Layout, compilation, and how often a step runs the first layer: recomputing runs it twice."""
+    from ftcli.layout.model import inner_model
+
+    recipe = with_method(world, train)
+    accelerator = make_accelerator(recipe, None)
+    parts = assemble_model(recipe, world.bench.data, accelerator)
+    decoder = inner_model(parts.module).base_model
+    is_compiled = decoder._compiled_call_impl is not None
+    decoder._compiled_call_impl = None  # not run here: compiling takes a minute
+    calls: list[int] = []
+    decoder.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    learner, batches = assemble_learner(recipe, world.bench.data, parts, accelerator)
+    learner.model.train()
+    optimizer_step(learner, batches.at(1), 1.0)
+    return parts.layout.layout, is_compiled, len(calls)
+
+
+def device(world: World, train: Train) -> Any:
+    """Where it trains, or why it cannot."""
+    return said_or(lambda: make_accelerator(with_method(world, train), None).device)
+
+
+def weights_of_targets(world: World, objective: CausalLM) -> Any:
+    """Target weights of a prompt with its completion."""
+    data = Data(train=(TrainSource(source=Builtin(name="orders"), limit=1),), holdout=0.0)
+    return objective.target_weights(prepared(world, data).train[0].tree(0)).tolist()
+
+
+def hooks(world: World, every: Every) -> Any:
+    """What a whole run logged, when it evaluated, and the checkpoints it kept."""
+    evaluation = EvaluationSource(source=Builtin(name="stories", split="test"), limit=1)
+    data = world.bench.recipe.data.model_copy(update={"evaluation": (evaluation,), "max_length": 256})
+    train = world.bench.recipe.train.model_copy(update={"steps": 8})
+    output = str(world.folder / "run")
+    recipe = world.bench.recipe.model_copy(update={"data": data, "train": train, "every": every, "output": output, "method": Full()})
+    shutil.rmtree(output, ignore_errors=True)
+    with (world.folder / "words").open("w") as words:
+        run_recipe(replace(load_recipe(world.folder / "bench.yaml"), recipe=recipe), Reporter(stream=words))
+    records = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
+    checkpoints = sorted(path.name for path in (Path(output) / "checkpoints").iterdir())
+    return [(record["kind"], record["step"]) for record in records], checkpoints
+
+
+def place(world: World, recipe: Recipe) -> Any:
+    """Where the run goes."""
+    return run_folder(recipe).path
+
+
+def trackers(world: World, recipe: Recipe) -> Any:
+    """Where metrics go, or which package is missing."""
+    return said_or(lambda: make_accelerator(recipe, world.folder).log_with)
+
+
+def loading(world: World, recipe: Recipe) -> Any:
+    """The recipe itself."""
+    return recipe.name
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------------
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Fields of one Spec that are seen in the same way."""
+
+    spec: type[BaseModel]
+    seen: Callable[[World, Any], Any]
+    change: Settings
+    """Another value for each field."""
+    base: Settings | Callable[[World], Settings] = field(default_factory=dict)
+    """What the other fields are."""
+
+    def settings(self, world: World, **changes: Any) -> Any:
+        values = self.base(world) if callable(self.base) else self.base
+        return self.spec(**{**values, **changes})
+
+
+LOW_RANK: Settings = {
+    "rank": 8,
+    "alpha": 16.0,
+    "dropout": 0.5,
+    "target_modules": ("q_proj",),
+    "rank_pattern": {"q_proj": 2},
+    "variant": "dora",
+    "init": "pissa",
+    "extra_trained_modules": ("norm",),
+    "lora_plus_ratio": 16.0,
+}
+ADAM: Settings = {"betas": (0.5, 0.6), "eps": 0.1, "weight_decay": 0.5}
+WARM_UP: Settings = {"warmup_steps": 5, "warmup_ratio": 0.5}
+SENTENCES_RECIPE: Settings = {
+    "version": 1,
+    "name": "a",
+    "model": Model(base="builtin:tiny"),
+    "data": Data(train=(TrainSource(source=Builtin(name="orders")),)),
+}
+
+
+def mixed_lengths(world: World) -> Settings:
+    """Data of one source, with rows longer than `max_length`."""
+    return {"train": (TrainSource(source=File(path=long_and_short_rows(world))),), "max_length": 32, "on_overflow": "drop"}
+
+
+TABLE = (
+    Group(AdamW, updates, ADAM),
+    Group(AdamW8bit, updates, ADAM),
+    Group(Adafactor, updates, {"decay_rate": -0.1, "clip_threshold": 0.01, "weight_decay": 0.5}),
+    Group(Lion, updates, {"betas": (0.5, 0.6), "weight_decay": 0.5}),
+    Group(Muon, updates, {**ADAM, "momentum": 0.5, "nesterov": False, "ns_steps": 1}),
+    Group(SGD, updates, {"momentum": 0.5, "nesterov": True, "weight_decay": 0.5}, base={"momentum": 0.9}),
+    Group(Constant, factors, WARM_UP),
+    Group(Linear, factors, {**WARM_UP, "min_lr_ratio": 0.5}),
+    Group(Cosine, factors, {**WARM_UP, "min_lr_ratio": 0.5}),
+    Group(WSD, factors, {**WARM_UP, "decay_steps": 10, "decay_ratio": 0.6, "shape": "sqrt", "min_lr_ratio": 0.5}),
+    Group(ExactMatch, scores, {"strip": False, "ignore_case": True}),
+    Group(JsonMatch, scores, {"by_field": True}),
+    Group(NumberMatch, scores, {"marker": "####", "tolerance": 0.5}),
+    Group(Passes, order_of, {}),
+    Group(Shares, order_of, {"unit": "tokens"}),
+    Group(EarlyStopping, judged, {"patience": 2, "min_improvement": 0.1}),
+    Group(Chat, example, {"messages": "dialogue", "system": "persona", "tools": "functions", "weight": "importance", "turns": "last"}),
+    Group(Completion, example, {"prompt": "question", "completion": "answer", "weight": "importance", "append_eos": False}),
+    Group(Completion, example_of_messages, {"tools": "functions"}),
+    Group(
+        Instruction,
+        example,
+        {
+            "instruction": "task",
+            "input": "context",
+            "output": "result",
+            "system": "persona",
+            "weight": "importance",
+            "style": "plain",
+        },
+    ),
+    Group(Text, example, {"text": "body", "weight": "importance", "append_eos": False}),
+    Group(File, rows, {"path": "b.txt", "split": "line"}, base={"path": "a.txt"}),
+    Group(Builtin, rows, {"name": "orders", "split": "test"}, base={"name": "stories"}),
+    Group(Hub, rows, {"dataset": "own/other", "config": "large", "split": "test", "revision": "v2"}, base={"dataset": "own/data"}),
+    Group(TrainSource, train_trees, {"loss_weight": 0.5, "limit": 2}, base={"source": Builtin(name="stories"), "limit": 4}),
+    Group(TrainSource, train_order, {"weight": 0.5}, base={"source": Builtin(name="stories"), "limit": 4}),
+    Group(TrainSource, train_look, {"name": "tales", "role": "replay"}, base={"source": Builtin(name="stories"), "limit": 4}),
+    Group(
+        EvaluationSource,
+        evaluation_report,
+        {"name": "tales", "role": "retained", "limit": 2},
+        base={"source": Builtin(name="stories"), "limit": 4},
+    ),
+    Group(Generate, answers, {"max_new_tokens": 2, "limit": 1}, base={"metrics": (ExactMatch(),), "max_new_tokens": 6, "limit": 3}),
+    Group(Data, trees, {"holdout": 0.5, "max_length": 512, "on_overflow": "truncate_prompt"}, base=mixed_lengths),
+    Group(Data, processes, {"workers": 2}, base=lambda world: {**mixed_lengths(world), "workers": 1}),
+    Group(CausalLM, weights_of_targets, {"prompt_loss_weight": 0.5}),
+    Group(Model, config, {"base": "nowhere/nothing"}, base={"base": "builtin:tiny"}),
+    Group(Model, rendered, {"tokenizer": "talker", "template": "plain"}, base={"base": "builtin:tiny"}),
+    Group(Model, loaded, {"dtype": "bfloat16", "attention": "eager"}, base={"base": "builtin:tiny"}),
+    Group(Model, fetched, {"revision": "v2"}, base={"base": "own/model"}),
+    Group(Model, with_code, {"trust_remote_code": True}),
+    Group(Init, initial, {"architecture": "qwen3", "config": {"hidden_size": 32}}, base={"architecture": "llama"}),
+    Group(Full, learning, {}),
+    Group(Lora, learning, LOW_RANK, base={"rank": 4, "alpha": 8.0}),
+    Group(Qlora, learning, LOW_RANK, base={"rank": 4, "alpha": 8.0}),
+    Group(Quantization, quantized_learning, {"format": "fp4", "double_quant": False, "compute_dtype": "bfloat16"}),
+    Group(Train, steps_seen, {"epochs": 2.0, "steps": 5, "global_batch_size": 2, "seed": 5}, base={"global_batch_size": 3}),
+    Group(Train, micro_batches, {"micro_batch_tokens": 20}),
+    Group(
+        Train,
+        losses,
+        {"lr": 0.02, "max_grad_norm": 0.01, "mixed_precision": "bf16"},
+        base={"lr": 0.1, "steps": 9, "optimizer": SGD(), "max_grad_norm": None, "schedule": Constant()},
+    ),
+    Group(Train, assembled, {"layout": "rows", "gradient_checkpointing": True, "compile": True}, base={"steps": 2}),
+    Group(Train, device, {"device": "cpu" if torch.cuda.is_available() else "cuda"}),
+    Group(Every, hooks, {"log": 3, "evaluate": 3, "save": 3, "keep": 1}, base={"log": 2, "evaluate": 4, "save": 2, "keep": 2}),
+    Group(Recipe, place, {"name": "b", "output": "elsewhere"}, base=SENTENCES_RECIPE),
+    Group(Recipe, trackers, {"trackers": ("tensorboard",)}, base=SENTENCES_RECIPE),
+    Group(Recipe, loading, {"version": 2}, base=SENTENCES_RECIPE),
+)
+REFUSED = {("Recipe", "version")}
+"""Fields whose only effect is that another value is refused."""
+
+ENTRIES = [(group, name) for group in TABLE for name in group.change]
+
+
+# ---- the law ---------------------------------------------------------------------------------------------------------------
+
+
+def specs_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Every Spec that a value of this type may hold, at the first level."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    else:
+        for part in get_args(annotation):
+            yield from specs_in(part)
+
+
+def reachable(spec: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """`spec` and every Spec that can stand somewhere below it, by name."""
+    found: dict[str, type[BaseModel]] = {}
+    waiting = [spec]
+    while waiting:
+        current = waiting.pop()
+        if found.setdefault(current.__name__, current) is not current:
+            raise AssertionError(f"two Specs are called {current.__name__}")
+        below = [other for item in current.model_fields.values() for other in specs_in(item.annotation)]
+        waiting += [other for other in below if other.__name__ not in found]
+    return found
+
+
+def test_every_field_of_the_recipe_has_an_entry() -> None:
+    leaves = {
+        (name, item)
+        for name, spec in reachable(Recipe).items()
+        for item, info in spec.model_fields.items()
+        if item != "kind" and not any(True for _ in specs_in(info.annotation))
+    }
+    entries = [(group.spec.__name__, item) for group, item in ENTRIES]
+    assert set(entries) == leaves
+    assert len(entries) == len(leaves)
+    assert {group.spec.__name__ for group in TABLE} == set(reachable(Recipe))
+
+
+@pytest.mark.parametrize(("group", "name"), ENTRIES, ids=[f"{group.spec.__name__}.{name}" for group, name in ENTRIES])
+def test_the_field_changes_what_is_seen(group: Group, name: str, world: World) -> None:
+    if (group.spec.__name__, name) in REFUSED:
+        group.settings(world)
+        with pytest.raises(ValidationError, match=name):
+            group.settings(world, **{name: group.change[name]})
+        return
+    before = world.once(f"{group.spec.__name__}/{group.seen.__name__}", lambda: group.seen(world, group.settings(world)))
+    assert group.seen(world, group.settings(world, **{name: group.change[name]})) != before
+
+
+UNIONS = {
+    "method": (Method, learning),
+    "optimizer": (Optimizer, updates),
+    "schedule": (Schedule, factors),
+    "metric": (Metric, scores),
+    "mixture": (Mixture, order_of),
+    "format": (Format, example),
+    "source": (Source, rows),
+}
+
+
+@pytest.mark.parametrize("name", UNIONS)
+def test_every_kind_differs_from_every_other(name: str, world: World) -> None:
+    union, seen = UNIONS[name]
+    members = union_members(union)
+    groups = [next(group for group in TABLE if group.spec is member and group.seen is seen) for member in members]
+    found = [
+        world.once(f"{group.spec.__name__}/{seen.__name__}", lambda group=group: seen(world, group.settings(world))) for group in groups
+    ]
+    assert all(first != second for first, second in itertools.combinations(found, 2))
+
+
+def test_every_union_of_the_recipe_is_looked_at() -> None:
+    with_kind = {name for name, spec in reachable(Recipe).items() if "kind" in spec.model_fields}
+    alone = {member.__name__ for member in union_members(Objective) if len(union_members(Objective)) == 1}
+    assert {member.__name__ for union, _ in UNIONS.values() for member in union_members(union)} | alone == with_kind
