@@ -20,6 +20,26 @@ from typing import Any
 
 TIMEOUT_SECONDS = 300
 VOCABULARY, WINDOW, MAX_LENGTH = 128, 24, 64
+# What the default configuration leaves out, or has for more layers than two, and every checkpoint names.
+NAMED = {
+    "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "intermediate_size": 128},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 8},
+    "ministral": {"head_dim": 16},
+    "ministral3": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "nemotron": {"num_key_value_heads": 2},
+}
 TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
@@ -41,6 +61,8 @@ def probed(architecture: str) -> Row:
     import torch
     import transformers
 
+    from huggingface_hub.errors import StrictDataclassError
+
     from ftcli.errors import FtcliError
     from ftcli.layout.model import TreeModel
     from ftcli.layout.probe import ARCHITECTURE_ERRORS, _path, choose_layout
@@ -53,7 +75,7 @@ def probed(architecture: str) -> Row:
         model = load_model(tiny_settings(architecture), None, seed=3)
     except FtcliError as error:
         return Row(architecture, "-", f"no tiny model: {first_line(error.problems[0].what if error.problems else error.summary)}")
-    except (*ARCHITECTURE_ERRORS, ImportError, OSError, ZeroDivisionError) as error:
+    except (*ARCHITECTURE_ERRORS, ImportError, OSError, StrictDataclassError) as error:
         return Row(architecture, "-", f"no tiny model: {type(error).__name__}: {first_line(str(error))}")
     generator = np.random.default_rng(0)
     trees = [_path(generator.integers(3, VOCABULARY, length)) for length in (12, 30, 17)]
@@ -77,7 +99,9 @@ def tiny_settings(architecture: str) -> Any:
     init = tiny_init(CONFIG_MAPPING[architecture]())
     known = CONFIG_MAPPING[init.architecture].__dataclass_fields__
     window = {"sliding_window": WINDOW} if init.config.get("sliding_window") or "sliding_window" in known else {}
-    fields = {**init.config, **{name: value for name, value in {**TOKENS, **window}.items() if name in known}}
+    fields = {**init.config, **{name: value for name, value in {**TOKENS, **window}.items() if name in known}} | NAMED.get(
+        init.architecture, {}
+    )
     return Model(init=Init(architecture=init.architecture, config=fields), tokenizer="builtin:tiny")
 
 

@@ -35,7 +35,7 @@ LLAMA = {
     "num_key_value_heads": 2,
     "attention_dropout": 0.1,
 }
-STEPS, SAVE_EVERY, NUM_ROWS = 30, 3, 12_000
+STEPS, SAVE_EVERY, NUM_ROWS = 30, 3, 20_000
 KILLS_PER_RUN = 5
 TIMEOUT_SECONDS = 1800
 TMPFS_BYTES = 400 * 2**20
@@ -71,12 +71,12 @@ class Place:
                 ],
                 "evaluation": [{"source": {"kind": "builtin", "name": "stories", "split": "test"}, "limit": 8}],
                 "mixture": {"kind": "shares"},
-                "max_length": 128,
+                "max_length": 256,
                 "on_overflow": "drop",
                 "workers": 2,
             },
             "method": {"kind": "full"},
-            "train": {"steps": STEPS, "global_batch_size": 4, "lr": 1e-3, "micro_batch_tokens": 300},
+            "train": {"steps": STEPS, "global_batch_size": 4, "lr": 1e-3, "micro_batch_tokens": 400},
             "every": {"log": 2, "evaluate": 7, "save": SAVE_EVERY},
             "output": str(self.output),
         }
@@ -189,28 +189,10 @@ def last_lines(words: str) -> str:
 def make_bench(folder: Path) -> Bench:
     """Rows that take seconds to tokenise, and the undisturbed run."""
     generator = random.Random(3)
-    words = ("the", "old", "clock", "by", "the", "mill", "sings", "of", "apples", "and", "rain", "while", "Ada", "counts", "boats")
-        "the",
-        "old",
-        "clock",
-        "by",
-        "the",
-        "mill",
-        "sings",
-        "of",
-        "apples",
-        "and",
-        "rain",
-        "while",
-        "Ada",
-        "counts",
-        "her",
-        "seven",
-        "boats",
-    ]
+    syllables = [first + second for first in "bdfgklmnprst" for second in "aeiou"]
     with (folder / "rows.jsonl").open("w") as file:
         for _ in range(NUM_ROWS):
-            file.write(json.dumps({"text": " ".join(generator.choices(words, k=60))}) + "\n")
+            file.write(json.dumps({"text": "".join(generator.choices([*syllables, " "], k=60))}) + "\n")
     whole = Place(folder, "run", folder / "runs" / "undisturbed", folder / "cache-undisturbed")
     whole.write_recipe()
     began = time.monotonic()

@@ -41,6 +41,14 @@ def _expand(text: str) -> str:
     return _VARIABLE.sub(lambda match: os.environ[match[1]], text)
 
 
+def _expand_name(text: str) -> str:
+    """`text` with its variables replaced, if anything is left."""
+    expanded = _expand(text)
+    if not expanded.strip():
+        raise ValueError("found an empty text, allowed: a name")
+    return expanded
+
+
 def _expand_folder_name(text: str) -> str:
     """`text` with its variables replaced, if it can be the name of a folder."""
     expanded = _expand(text)
@@ -72,7 +80,7 @@ def _resolve_template(text: str, info: ValidationInfo) -> str:
     return text if is_template or not ("/" in text or "." in text or "$" in text) else _resolve_path(text, info)
 
 
-ExpandedName = Annotated[str, AfterValidator(_expand)]
+ExpandedName = Annotated[str, AfterValidator(_expand_name)]
 """A name in which ${ENV} is replaced."""
 FolderName = Annotated[str, AfterValidator(_expand_folder_name), WithJsonSchema({"type": "string", "pattern": _FOLDER_NAME_WRITTEN})]
 """A name that a folder gets, with ${ENV} replaced."""

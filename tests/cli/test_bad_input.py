@@ -127,8 +127,9 @@ other names go into `format`, such as `{kind: text, text: titel}`
     "row of 53 kB": Case(
         content=jsonl(*CHATS, ROW_OF_53_KB),
         message="""error: 1 row of 4 in `eggs` is longer than `data.max_length` (1024)
-  hint: half of the rows have at most # tokens, 95 % at most #, the longest #: set `data.max_length` higher, or \
-`data.on_overflow` to `drop`, `truncate_prompt` or `split`
+
+  eggs: half of the rows have at most # tokens, 95 % at most #, the longest #
+    hint: set `data.max_length` higher, or `data.on_overflow` to `drop`, `truncate_prompt` or `split`
 
   eggs.jsonl:4: # tokens, # too many
 """,

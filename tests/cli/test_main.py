@@ -68,6 +68,14 @@ def test_no_command_shows_the_help_and_is_an_error(capsys: pytest.CaptureFixture
         (["xyz"], "error: unknown command `xyz`\n  hint: commands: train, check, merge, "),
         (["--versoin"], "error: unknown option `--versoin` of `ftcli`\n  hint: did you mean `--version`?\n"),
         (["schema", "--ouput", "x"], "error: unknown option `--ouput` of `ftcli schema`\n  hint: did you mean `--output`?\n"),
+        (
+            ["train", "x.yaml", "--learning-rate", "1"],
+            "error: unknown option `--learning-rate` of `ftcli train`\n  hint: a key of the recipe is changed by `--set train.lr=...`\n",
+        ),
+        (
+            ["train", "x.yaml", "--rank", "8"],
+            "error: unknown option `--rank` of `ftcli train`\n  hint: a key of the recipe is changed by `--set method.rank=...`\n",
+        ),
         (["schema", "--output"], "error: option `--output` requires an argument\n"),
         (["init", "--data", "x"], "error: missing option `--model`\n  hint: see `ftcli init --help`\n"),
         (["cache", "cler"], "error: no such command `cler`\n  hint: did you mean `clear`?\n"),

@@ -150,6 +150,13 @@ def test_a_damaged_run_is_shown_as_far_as_it_can_be_read(name: str, say: Say, ru
     assert runs_in(run.parent) == [run, other]
 
 
+def test_a_merged_model_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    assert is_run(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert not is_run(tmp_path)
+
+
 def test_a_file_in_the_place_of_a_folder_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert not is_run(tmp_path / "file")

@@ -87,11 +87,18 @@ class World:
     bench: Bench
     kept: dict[Any, Any] = field(default_factory=dict)
 
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """`make()`, the first time."""
-        if name not in self.kept:
-            self.kept[name] = make()
-        return self.kept[name]
+    def as_is(self, group: Group) -> Any:
+        """What is seen of a group's settings with nothing changed, computed once."""
+        key = (group.spec, group.seen)
+        if key not in self.kept:
+            self.kept[key] = group.seen(self, group.settings(self))
+        return self.kept[key]
+
+    def model(self) -> Any:
+        """A small random model, made once."""
+        if "model" not in self.kept:
+            self.kept["model"] = self.bench.parts(Full())[1].module
+        return self.kept["model"]
 
 
 @pytest.fixture(scope="module")
@@ -104,19 +111,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def updates(world: World, optimizer: Any) -> Any:
-    """A hidden matrix, an embedding and a vector after three updates from fixed gradients."""
-    generator = torch.Generator().manual_seed(0)
-    names = ["layers.0.weight", "embed_tokens.weight", "norm.weight"]
-    shapes = [(64, 64), (128, 64), (64,)]
-    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-    decay = [optimizer.weight_decay, optimizer.weight_decay, 0.0]
-    groups = [{"params": [p], "names": [name], "lr": 1e-2, "weight_decay": d} for p, name, d in zip(params, names, decay, strict=True)]
-    built = optimizer.build(groups, 1e-2)
-    for step in range(3):
-        for param in params:
-            param.grad = torch.randn(param.shape, generator=generator) * 10 ** (-step)
-        built.step()
-    return [param.detach().numpy().tobytes() for param in params]
+    """The weights after three real steps."""
+    module = world.bench.with_train(optimizer=optimizer).run(Full(), 3).module
+    return [parameter.detach().numpy().tobytes() for parameter in module.parameters()]
 
 
 def factors(world: World, schedule: Any) -> list[float]:
@@ -227,10 +224,7 @@ def said_or(act: Callable[[], Any]) -> Any:
 def long_and_short_rows(world: World) -> str:
     """A file of short texts with a long chat's length among them, and a chat of the same kind."""
     path = world.folder / "mixed.jsonl"
-    texts = [
-        f"{word} " * (60 if index == 2 else 4)
-        for index, word in enumerate(["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op", "qr", "st", "uv", "wx"] * 2)
-    ]
+    texts = [f"{number}{letter} " * (60 if number == 2 else 4) for letter in "ab" for number in range(12)]
     path.write_text("".join(json.dumps({"prompt": text, "completion": f"{index} {text[:2]}"}) + "\n" for index, text in enumerate(texts)))
     return str(path)
 
@@ -244,10 +238,8 @@ def trees(world: World, data: Data) -> Any:
 
     def made() -> Any:
         done = prepared(world, data)
-        return [
-            [(store.tree(i).tokens.tolist(), store.tree(i).spans.tolist()) for i in range(len(store))]
-            for store in (*done.train, *done.evaluation)
-        ]
+        found = [[store.tree(index) for index in range(len(store))] for store in (*done.train, *done.evaluation)]
+        return [[(tree.tokens.tolist(), tree.spans.tolist()) for tree in trees] for trees in found]
 
     return said_or(made)
 
@@ -287,9 +279,8 @@ def answers(world: World, settings: Generate) -> Any:
         evaluation=(EvaluationSource(source=Builtin(name="orders", split="test"), limit=3, generate=settings),),
         max_length=512,
     )
-    model = world.once("model", lambda: world.bench.parts(Full())[1].module)
     questions = read_questions(prepared(world, data).evaluation[0], world.tokenizer, settings.limit)
-    return score_answers(model, world.tokenizer, questions, settings, None)
+    return score_answers(world.model(), world.tokenizer, questions, settings, None)
 
 
 def processes(world: World, data: Data) -> int:
@@ -421,7 +412,7 @@ def assembled(world: World, train: Train) -> Any:
     is_compiled = decoder._compiled_call_impl is not None
     decoder._compiled_call_impl = None  # not run here: compiling takes a minute
     calls: list[int] = []
-    decoder.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    decoder.layers[0].self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
     learner, batches = assemble_learner(recipe, world.bench.data, parts, accelerator)
     learner.model.train()
     optimizer_step(learner, batches.at(1), 1.0)
@@ -503,12 +494,8 @@ LOW_RANK: Settings = {
 }
 ADAM: Settings = {"betas": (0.5, 0.6), "eps": 0.1, "weight_decay": 0.5}
 WARM_UP: Settings = {"warmup_steps": 5, "warmup_ratio": 0.5}
-SENTENCES_RECIPE: Settings = {
-    "version": 1,
-    "name": "a",
-    "model": Model(base="builtin:tiny"),
-    "data": Data(train=(TrainSource(source=Builtin(name="orders")),)),
-}
+ORDERS = Data(train=(TrainSource(source=Builtin(name="orders")),))
+RECIPE: Settings = {"version": 1, "name": "a", "model": Model(base="builtin:tiny"), "data": ORDERS}
 
 
 def mixed_lengths(world: World) -> Settings:
@@ -585,10 +572,10 @@ TABLE = (
     ),
     Group(Train, assembled, {"layout": "rows", "gradient_checkpointing": True, "compile": True}, base={"steps": 2}),
     Group(Train, device, {"device": "cpu" if torch.cuda.is_available() else "cuda"}),
-    Group(Every, hooks, {"log": 3, "evaluate": 3, "save": 3, "keep": 1}, base={"log": 2, "evaluate": 4, "save": 2, "keep": 2}),
-    Group(Recipe, place, {"name": "b", "output": "elsewhere"}, base=SENTENCES_RECIPE),
-    Group(Recipe, trackers, {"trackers": ("tensorboard",)}, base=SENTENCES_RECIPE),
-    Group(Recipe, loading, {"version": 2}, base=SENTENCES_RECIPE),
+    Group(Every, hooks, {"log": 3, "evaluate": 3, "save": 5, "keep": 1}, base={"log": 2, "evaluate": 4, "save": 2, "keep": 2}),
+    Group(Recipe, place, {"name": "b", "output": "elsewhere"}, base=RECIPE),
+    Group(Recipe, trackers, {"trackers": ("tensorboard",)}, base=RECIPE),
+    Group(Recipe, loading, {"version": 2}, base=RECIPE),
 )
 REFUSED = {("Recipe", "version")}
 """Fields whose only effect is that another value is refused."""
@@ -641,8 +628,7 @@ def test_the_field_changes_what_is_seen(group: Group, name: str, world: World) -
         with pytest.raises(ValidationError, match=name):
             group.settings(world, **{name: group.change[name]})
         return
-    before = world.once(f"{group.spec.__name__}/{group.seen.__name__}", lambda: group.seen(world, group.settings(world)))
-    assert group.seen(world, group.settings(world, **{name: group.change[name]})) != before
+    assert group.seen(world, group.settings(world, **{name: group.change[name]})) != world.as_is(group)
 
 
 UNIONS = {
@@ -661,9 +647,7 @@ def test_every_kind_differs_from_every_other(name: str, world: World) -> None:
     union, seen = UNIONS[name]
     members = union_members(union)
     groups = [next(group for group in TABLE if group.spec is member and group.seen is seen) for member in members]
-    found = [
-        world.once(f"{group.spec.__name__}/{seen.__name__}", lambda group=group: seen(world, group.settings(world))) for group in groups
-    ]
+    found = [world.as_is(group) for group in groups]
     assert all(first != second for first, second in itertools.combinations(found, 2))
 
 

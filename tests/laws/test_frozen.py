@@ -13,6 +13,12 @@ from ftcli.training.assemble import load_base, make_accelerator
 from tests.laws.registered import Bench, Steps, choices, described, make_bench, union_members
 
 METHODS = [settings for member in union_members(Method) for settings in choices(member)]
+# Whole modules beside an adapter that is on a few layers only.
+WITH_MODULES = [
+    member(extra_trained_modules=("embed_tokens", "norm"), target_modules=("q_proj",))
+    for member in union_members(Method)
+    if "extra_trained_modules" in member.model_fields
+]
 # What an adapter may declare: its own factors and magnitudes.
 ADAPTER_PARAMETER = re.compile(r"\.lora_(A|B|magnitude_vector)\.")
 
@@ -35,11 +41,11 @@ def steps_of(method: Any, bench: Bench, trained: dict[str, Steps]) -> Steps:
     return trained[name]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=described)
+@pytest.mark.parametrize("method", [*METHODS, *WITH_MODULES], ids=described)
 def test_what_is_not_declared_stays_bit_identical_and_what_is_declared_moves(method: Any, bench: Bench, trained: dict[str, Steps]) -> None:
     steps = steps_of(method, bench, trained)
     declared = {name for name, parameter in steps.module.named_parameters() if parameter.requires_grad}
-    after = {name: tensor for name, tensor in (*steps.module.named_parameters(), *steps.module.named_buffers())}
+    after = dict([*steps.module.named_parameters(), *steps.module.named_buffers()])
     changed = {name for name, tensor in after.items() if not same_bits(tensor, steps.before[name])}
     assert declared
     assert changed == declared

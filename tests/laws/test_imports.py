@@ -25,7 +25,7 @@ FLOORS = (
 )
 LIGHT = ("errors", "spec", "units", "files", "cli", "data", "methods", "metrics", "objectives", "optim", "recipe")
 # in a light room, but imported only where there is a model
-TENSOR_CODE = ("ftcli.methods.adapter", "ftcli.methods.factors", "ftcli.optim.rules")
+TENSOR_CODE = ("ftcli.methods.adapter", "ftcli.methods.factors", "ftcli.methods.joint_linear", "ftcli.optim.rules")
 HEAVY = {
     *("accelerate", "bitsandbytes", "datasets", "matplotlib", "mlflow", "pandas", "peft", "pyarrow", "rich"),
     *("scipy", "tensorboard", "torch", "transformers", "wandb"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -33,9 +34,9 @@ RECIPE = {
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-def trained(folder: Path, num_processes: int) -> dict[str, torch.Tensor]:
+def trained(folder: Path, num_processes: int, layout: str = "auto") -> dict[str, torch.Tensor]:
     """The weights after the recipe, run by so many processes."""
-    recipe = {**RECIPE, "output": str(folder / f"run-{num_processes}")}
+    recipe = {**RECIPE, "output": str(folder / f"run-{num_processes}"), "train": {**RECIPE["train"], "layout": layout}}
     recipe["model"] = {**RECIPE["model"], "init": {"architecture": "llama", "config": TINY}}
     path = folder / f"recipe-{num_processes}.yaml"
     path.write_text(json.dumps(recipe))
@@ -53,8 +54,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_two_processes_make_the_update_of_one(tmp_path: Path) -> None:
-    alone, together = trained(tmp_path, 1), trained(tmp_path, 2)
+@pytest.mark.parametrize("layouts", [("forest", "forest"), ("forest", "rows")], ids=["forest", "rows"])
+def test_two_processes_make_the_update_of_one(tmp_path: Path, layouts: tuple[str, str]) -> None:
+    alone, together = trained(tmp_path, 1, layouts[0]), trained(tmp_path, 2, layouts[1])
     assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < 1e-6
     losses = [
         [json.loads(line)["loss"] for line in (tmp_path / f"run-{n}" / "metrics.jsonl").read_text().splitlines() if '"train"' in line]

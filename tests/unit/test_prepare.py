@@ -119,7 +119,7 @@ def test_too_long_rows_are_all_told_at_once(write: Write, run: Run) -> None:
     assert "12 rows of 32 in `orders` are longer than `data.max_length` (20); the first 10" in message
     assert "orders.jsonl:21: 22 tokens, 2 too many" in message
     assert all(word in message for word in ("half of the rows have at most 9 tokens", "`drop`, `truncate_prompt` or `split`"))
-    assert len(caught.value.problems) == 10
+    assert len(caught.value.problems) == 1 + 10
 
 
 def test_auto_splits_texts_and_refuses_the_rest(write: Write, run: Run) -> None:
@@ -174,7 +174,7 @@ def test_chats_without_a_trained_answer_are_left_out_and_counted(
     trained, untrained = [question, {"role": "assistant", "content": "b"}], [question, *last]
     prepared = run(write("chats", [{"messages": messages} for messages in (trained, untrained, trained)]))
     assert prepared.train[0].report.dropped == {"no target": 1}
-    assert "1 of 3 rows of `chats` are left out: no target" in prepared.notes
+    assert "1 of 3 rows of `chats` left out: no target" in prepared.notes
     with pytest.raises(DataError, match=r"chats: trains nothing: of 1 rows none is left \(no target: 1\)"):
         look(settings(write("chats", [{"messages": untrained}])), tokenizer)
 

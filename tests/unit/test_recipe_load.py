@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from ftcli.errors import RecipeError
+from ftcli.recipe.explain import FOREIGN_KEYS
 from ftcli.recipe.load import LoadedRecipe, load_recipe
+from ftcli.recipe.schema import homes
 
 GOOD = """\
 version: 1
@@ -94,6 +96,16 @@ def test_a_good_recipe_loads_and_its_paths_count_from_its_folder(write: Write, t
             "method.rank (line 7, column 22): unknown key\n  hint: `rank` belongs to kind `lora`, `qlora`, not `full`",
         ),
         ("{kind: cosine}", "{kind: cosine}\n  warmup_steps: 3", "train.warmup_steps (line 10, column 3): unknown key\n  hint: `warmup_steps` belongs under"),
+        ("schedule:", "learning_rate: 1e-4\n  schedule:", "train.learning_rate (line 9, column 3): unknown key\n  hint: it is called `train.lr` here"),
+        ("method:", "  evaluation: [{source: {kind: file, path: x}, generate: {metrics: exact-match}}]\nmethod:", "hint: put it in brackets: `[{kind: exact-match}]`"),
+        ("rank: 16", "lora_r: 16", "hint: it is called `method.rank` here"),
+        ("schedule:", "sample_packing: true\n  schedule:", "hint: batches have no padding"),
+        ("kind: lora, rank: 16", "kind: dora", "method (line 7, column 1): unknown kind `dora`\n  hint: write `{kind: lora, variant: dora}`"),
+        ('{base: "builtin:tiny"}', '"builtin:tiny"', "model (line 3, column 1): found text `builtin:tiny`, allowed: a mapping\n  hint: write `{base: \"builtin:tiny\"}`"),
+        ("{kind: file, path: orders.jsonl}", "orders.jsonl", "hint: write `{kind: builtin, name: ...}` or `{kind: file, path: ...}` or `{kind: hub, dataset: ...}`"),
+        ("train:\n    - {", "train:\n      {", "found a mapping (source, format), allowed: a list with at least 1 entry\n  hint: begin every entry with `- `"),
+        ("{kind: lora, rank: 16}", "", "method (line 7, column 1): found nothing (null), allowed: a mapping with `kind` full, lora or qlora\n  hint: what belongs to it"),
+        ("- {source", "- {name: '', source", "data.train.0.name (line 6, column 8): found an empty text, allowed: a name"),
         ("rank: 16", "rank: on", "method.rank (line 7, column 22): found text `on`, allowed: a whole number, at least 1"),
         ("rank: 16", "rank: '16'", "found text `16`, allowed: a whole number, at least 1\n  hint: write it without quotes"),
         ("rank: 16", "rank: 1e1", "method.rank (line 7, column 22): found `10.0`, allowed: a whole number, at least 1\n  hint: write 10"),
@@ -102,6 +114,7 @@ def test_a_good_recipe_loads_and_its_paths_count_from_its_folder(write: Write, t
         ("rank: 16", "rank: '${RANK}'", "hint: `${...}` is replaced in paths and names only"),
         ("rank: 16", "rank: null", "method.rank (line 7, column 22): found nothing (null), allowed: a whole number, at least 1"),
         ("rank: 16", "target_modules: q_proj", "method.target_modules (line 7, column 22): found text `q_proj`, allowed: all-linear or a list"),
+        ("rank: 16", "target_modules: []", "an empty list: nothing would be adapted\n  hint: `all-linear`, or names such as"),
         ("rank: 16", "target_modules: [1]", "method.target_modules.0 (line 7, column 39): found `1`, allowed: text\n  hint: put it in quotes: \"1\""),
         ("schedule:", "gradient_checkpointing: on\n  schedule:", "found text `on`, allowed: true or false\n  hint: write true"),
         ("schedule:", "gradient_checkpointing: 0\n  schedule:", "found `0`, allowed: true or false\n  hint: write false"),
@@ -121,7 +134,7 @@ def test_a_good_recipe_loads_and_its_paths_count_from_its_folder(write: Write, t
         ("name: orders", "name: orders\ntrackers: [wandbb]", "trackers.0 (line 3, column 12): found text `wandbb`, allowed: tensorboard, wandb or mlflow"),
         ("version: 1", "version: 2", "version (line 1, column 1): found `2`, allowed: 1"),
         ("path: orders.jsonl", "path: '${NO_SUCH_VARIABLE}/x'", "data.train.0.source.path (line 6, column 29): environment variable NO_SUCH_VARIABLE is not set"),
-        ("    - {source: {kind: file, path: orders.jsonl}, format: {kind: chat}}", "    []", "data.train (line 5, column 3): found an empty list, allowed: a list of at least 1"),
+        ("    - {source: {kind: file, path: orders.jsonl}, format: {kind: chat}}", "    []", "data.train (line 5, column 3): found an empty list, allowed: a list with at least 1 entry"),
         ('{base: "builtin:tiny"}', "{}", "model (line 3, column 1): neither `base` nor `init` is given\n  hint: `base: builtin:tiny`"),
         ('{base: "builtin:tiny"}', "{base: x, init: {architecture: llama}}", "model.init (line 3, column 18): `base` and `init` are both given"),
         ('{base: "builtin:tiny"}', "{init: {architecture: llama}}", "model.init (line 3, column 9): `init` needs `model.tokenizer`"),
@@ -191,6 +204,7 @@ def test_overrides_change_the_document_and_are_validated_like_it(write: Write) -
         ("train.lr=high", "--set train.lr: found text `high`, allowed: a number above 0"),
         ("optimizer.kind=lion", "--set optimizer.kind: unknown key\n  hint: `optimizer` belongs under `train`"),
         ("objective.prompt_loss_weight=2", "--set objective.prompt_loss_weight"),
+        ("method.kind=lroa", "--set method.kind: unknown kind `lroa`\n  hint: did you mean `lora`?"),
         ("data.train.4.weight=2", "--set data.train.4.weight: no entry `4` in `data.train`\n  hint: it has entries 0 to 0"),
         ("name.x=2", "--set name.x: `name` is text `orders`, not a mapping"),
         ("method={kind: lora, rnak: 3}", "method.rnak (--set method): unknown key\n  hint: did you mean `rank`?"),
@@ -201,6 +215,13 @@ def test_overrides_change_the_document_and_are_validated_like_it(write: Write) -
 )
 def test_an_override_that_is_wrong_is_named_like_it_was_typed(write: Write, override: str, message: str) -> None:
     assert message in error_of(write, overrides=(override,))
+
+
+@pytest.mark.parametrize(("foreign", "own"), FOREIGN_KEYS.items())
+def test_a_key_of_another_trainer_leads_to_a_key_that_there_is(foreign: str, own: str) -> None:
+    *parents, key = own.split(".")
+    assert tuple(parents) in [path for path, _ in homes()[key]]
+    assert foreign not in homes(), "it is a key of ours"
 
 
 def test_problems_of_the_file_and_of_overrides_come_together(write: Write) -> None:

@@ -162,3 +162,27 @@ def test_bf16_and_gradient_checkpointing_train(tmp_path: Path) -> None:
     assert run(["train", str(path)]) == 0
     losses = [record["loss"] for record in records(tmp_path, "train")]
     assert losses[-1] < losses[0]
+
+
+def test_examples_longer_than_the_models_context_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_recipe(tmp_path, model__init={"architecture": "llama", "config": {**TINY, "max_position_embeddings": 64}})
+    assert run(["train", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "the model sees 64 at once" in error
+    assert "`max_length: 64`" in error
+
+
+def test_prompts_that_leave_no_room_are_left_out_of_the_generated_answers(tmp_path: Path) -> None:
+    """A context as long as the longest kept example: its prompt may fill it, and a run must not fail for that at its end."""
+    generate = {"metrics": [{"kind": "exact-match"}], "max_new_tokens": 4}
+    path = write_recipe(
+        tmp_path,
+        model__init={"architecture": "llama", "config": {**TINY, "max_position_embeddings": 60}},
+        data__max_length=60,
+        data__on_overflow="truncate_prompt",
+        data__evaluation=[
+            {"name": "held-out", "source": {"kind": "builtin", "name": "orders", "split": "test"}, "limit": 6, "generate": generate}
+        ],
+    )
+    assert run(["train", str(path)]) == 0
+    assert "exact-match" in records(tmp_path, "evaluate")[-1]["sources"]["held-out"]

@@ -197,7 +197,7 @@ def test_template_reaches_nothing_but_its_arguments(make_tokenizer: Any) -> None
     ("template", "message"),
     [
         ("chatlm", "did you mean `chatml`"),
-        ("{% for %}", "template line 1"),
+        ("{% for %}", "model.template: line 1 of the template"),
         ("nowhere.jinja", "there is no file `nowhere.jinja`"),
     ],
 )

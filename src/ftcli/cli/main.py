@@ -8,6 +8,7 @@ either a function named like the command, or, where there are sub-commands, `app
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import sys
@@ -119,6 +120,8 @@ def _run(arguments: list[str], as_json: bool) -> int:
 
 def _invoke(arguments: list[str]) -> None:
     """Runs the command; not with typer's `main`, which hides broken pipes between processes and words errors its own way."""
+    # it says at import which of its kernels it has not got, whether or not anything is to be quantised
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     command = typer.main.get_command(app)
     if "_FTCLI_COMPLETE" in os.environ:  # a shell asks for completions
         command.main(arguments, prog_name="ftcli")
@@ -166,10 +169,21 @@ def _end_of_usage(error: Exception, as_json: bool) -> int:
     hint = f"see `{context.command_path if context is not None else 'ftcli'} --help`"
     if type(error).__name__ == "NoSuchOption" and context is not None and option is not None:
         known = [name for parameter in context.command.get_params(context) for name in parameter.opts]
-        hint = did_you_mean(option, known) or hint
+        hint = did_you_mean(option, known) or (_key_hint(option) if "--set" in known else None) or hint
         return _report(UsageError(f"unknown option `{option}` of `{context.command_path}`", hint=hint), as_json)
     message, _, meant = re.sub(r"'([^']*)'", r"`\1`", error.format_message()).strip().removesuffix(".").partition(". Did you mean ")
     return _report(UsageError(message[:1].lower() + message[1:], hint=f"did you mean {meant}" if meant else hint), as_json)
+
+
+def _key_hint(option: str) -> str | None:
+    """The hint for an option that is a key of the recipe: no flag but `--set` changes what is trained."""
+    from ftcli.recipe.explain import FOREIGN_KEYS
+    from ftcli.recipe.schema import homes
+
+    word = option.lstrip("-").replace("-", "_")
+    places = {".".join([*map(str, parents), word]) for parents, _ in homes().get(word, ()) if "N" not in parents}
+    key = FOREIGN_KEYS.get(word) or (places.pop() if len(places) == 1 else None)
+    return None if key is None else f"a key of the recipe is changed by `--set {key}=...`"
 
 
 if __name__ == "__main__":

@@ -33,9 +33,11 @@ class AuditReport:
         """One line for each thing that is not as it should be; none if all is well."""
         lines = []
         if self.num_duplicates:
-            lines.append(f"{self.num_duplicates} training examples repeat an earlier one, such as {' = '.join(self.duplicates[0])}")
+            repeat = "example repeats" if self.num_duplicates == 1 else "examples repeat"
+            lines.append(f"{self.num_duplicates} training {repeat} an earlier one, such as {' = '.join(self.duplicates[0])}")
         for name, count in self.num_overlap.items():
-            lines.append(f"{count} examples of evaluation source `{name}` are trained on, too: its figures will look better than they are")
+            are = "1 example of evaluation source `{}` is" if count == 1 else f"{count} examples of evaluation source `{{}}` are"
+            lines.append(f"{are.format(name)} trained on, too: its figures will look better than they are")
         return lines
 
     def to_json(self) -> dict[str, Any]:

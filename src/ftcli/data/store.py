@@ -85,7 +85,7 @@ class SourceReport:
     def left_out(self) -> list[str]:
         """One line for each reason why rows are not used."""
         counts = [(reason, f"{format_count(count)} of {format_count(self.rows_read)}") for reason, count in sorted(self.dropped.items())]
-        return [f"{share} rows of `{self.name}` are left out: {reason}" for reason, share in counts]
+        return [f"{share} rows of `{self.name}` left out: {reason}" for reason, share in counts]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "trained_ratio": self.trained_ratio}

@@ -72,10 +72,9 @@ def _overlong(tally: Tally, row_lengths: NDArray[np.int32], name: str, max_lengt
     rows = "1 row" if tally.num_overlong == 1 else f"{tally.num_overlong} rows"
     are = "is" if tally.num_overlong == 1 else "are"
     listed = tally.overlong[:MAX_PROBLEMS]
+    lengths = f"half of the rows have at most {p50} tokens, 95 % at most {p95}, the longest {most}"
+    hint = "set `data.max_length` higher, or `data.on_overflow` to `drop`, `truncate_prompt` or `split`"
     problems = [Problem(where, f"{tokens} tokens, {tokens - max_length} too many") for where, tokens in listed]
     summary = f"{rows} of {len(row_lengths)} in `{name}` {are} longer than `data.max_length` ({max_length})"
-    hint = (
-        f"half of the rows have at most {p50} tokens, 95 % at most {p95}, the longest {most}: set `data.max_length` higher, "
-        "or `data.on_overflow` to `drop`, `truncate_prompt` or `split`"
-    )
-    return DataError(summary if tally.num_overlong == len(listed) else f"{summary}; the first {len(listed)}", problems, hint)
+    summary += "" if tally.num_overlong == len(listed) else f"; the first {len(listed)}"
+    return DataError(summary, [Problem(name, lengths, hint), *problems])

@@ -26,15 +26,18 @@ class Question:
     reference: str
 
 
-def read_questions(store: TreeStore, tokenizer: Tokenizer, limit: int | None) -> list[Question]:
-    """The questions of the first rows that `store` has trees of."""
+def read_questions(model: nn.Module, store: TreeStore, tokenizer: Tokenizer, limit: int | None) -> list[Question]:
+    """The questions of the first rows that `store` has trees of, without those that leave no room for an answer in the context."""
     from ftcli.data.example import question_of
     from ftcli.data.prepare import examples_of
+    from ftcli.models.generate import context_length, prompt_ids
 
+    context = context_length(model)
     questions = []
     for where, example in examples_of(store, tokenizer, limit):
         prompt, reference = question_of(example, tokenizer.end_texts)
-        if prompt and reference:
+        has_room = bool(prompt) and (context is None or len(prompt_ids(tokenizer, prompt)) < context)
+        if reference and has_room:
             questions.append(Question(where, prompt, reference))
     return questions
 
@@ -45,11 +48,13 @@ def score_answers(
     """Generate greedily and score.
 
     Returns:
-        The mean of each metric in 0..1 with `answers` and `stopped_ratio` (share of answers the model ended itself), and the
-        first few samples.
+        The mean of each metric in 0..1 with `examples` (how many were answered) and `stopped_ratio` (share of answers the model
+        ended itself), and the first few samples.
     """
     from ftcli.models.generate import generate
 
+    if not questions:
+        return {"examples": 0}, []
     answers = generate(
         model, tokenizer, [question.prompt for question in questions], max_new_tokens=settings.max_new_tokens, progress=progress
     )
@@ -62,4 +67,4 @@ def score_answers(
         {"where": question.where, "prompt": question.prompt, "reference": question.reference, "answer": answer.text}
         for question, answer in pairs[:NUM_SAMPLES]
     ]
-    return {**scores, "stopped_ratio": sum(answer.stopped for answer in answers) / len(answers)}, samples
+    return {**scores, "examples": len(answers), "stopped_ratio": sum(answer.stopped for answer in answers) / len(answers)}, samples

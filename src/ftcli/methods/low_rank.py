@@ -67,6 +67,7 @@ class LowRank(Spec):
             from peft import get_peft_model
 
             from ftcli.methods.adapter import settle_magnitudes, settle_trained_copies
+            from ftcli.methods.joint_linear import join_products
 
             config, ranks = self._peft_config(model)
             with torch.random.fork_rng(devices=[]):
@@ -76,6 +77,7 @@ class LowRank(Spec):
                 settle_trained_copies(module)
                 if self.init != "default":
                     self._set_initial_factors(module, ranks, context)
+            join_products(module)
         return cast("nn.Module", module)
 
     def parameter_groups(self, module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ def compile_template(template: str) -> jinja2.Template:
     try:
         return _environment().from_string(template)
     except jinja2.TemplateSyntaxError as error:
-        problem = Problem(f"template line {error.lineno}", str(error.message))
+        problem = Problem(f"model.template: line {error.lineno} of the template", str(error.message))
         raise RequestError("the chat template is not valid Jinja", [problem]) from error
 
 

@@ -15,7 +15,7 @@ from ftcli.recipe.yaml import KeyPath
 
 def check_relations(data: dict[str, Any]) -> list[Finding]:
     """Every contradiction between keys of the document."""
-    checks = (_base_or_init, _epochs_or_steps, _warmup, _something_to_evaluate, _names_differ)
+    checks = (_base_or_init, _some_targets, _epochs_or_steps, _warmup, _something_to_evaluate, _names_differ)
     return [finding for check in checks for finding in check(data)]
 
 
@@ -32,6 +32,11 @@ def _base_or_init(data: dict[str, Any]) -> Iterator[Finding]:
         yield ("model", "init"), "`init` needs `model.tokenizer`", "`tokenizer: builtin:tiny`, a hub id, or a local folder"
     if model.get("revision") is not None and (base is None or str(base).startswith("builtin:")):
         yield ("model", "revision"), "`revision` is read for hub ids only", "remove it"
+
+
+def _some_targets(data: dict[str, Any]) -> Iterator[Finding]:
+    if value_at(data, ("method", "target_modules")) == []:
+        yield ("method", "target_modules"), "an empty list: nothing would be adapted", "`all-linear`, or names such as `[q_proj, v_proj]`"
 
 
 def _epochs_or_steps(data: dict[str, Any]) -> Iterator[Finding]:

@@ -16,6 +16,48 @@ Finding = tuple[KeyPath, str, str | None]
 """KeyPath of what is wrong, what is wrong, hint."""
 
 
+# What other trainers call it, and where it stands here.
+FOREIGN_KEYS = {
+    **dict.fromkeys(("base_model", "model_name", "model_name_or_path", "model_id"), "model.base"),
+    **dict.fromkeys(("tokenizer_name", "tokenizer_name_or_path"), "model.tokenizer"),
+    **dict.fromkeys(("chat_template", "prompt_template"), "model.template"),
+    **dict.fromkeys(("datasets", "train_dataset", "train_file", "data_path"), "data.train"),
+    **dict.fromkeys(("eval_dataset", "test_datasets", "validation_dataset", "validation"), "data.evaluation"),
+    **dict.fromkeys(("val_set_size", "validation_split", "test_size"), "data.holdout"),
+    **dict.fromkeys(("sequence_len", "max_seq_length", "max_seq_len", "seq_length", "cutoff_len", "model_max_length"), "data.max_length"),
+    **dict.fromkeys(("lora_r", "lora_rank", "r"), "method.rank"),
+    "lora_alpha": "method.alpha",
+    "lora_dropout": "method.dropout",
+    **dict.fromkeys(("lora_target_modules", "lora_target", "modules"), "method.target_modules"),
+    "modules_to_save": "method.extra_trained_modules",
+    **dict.fromkeys(("train_on_inputs", "train_on_prompt", "mask_prompt"), "objective.prompt_loss_weight"),
+    **dict.fromkeys(("num_epochs", "num_train_epochs", "max_epochs"), "train.epochs"),
+    **dict.fromkeys(("max_steps", "iters", "num_steps", "max_iters"), "train.steps"),
+    **dict.fromkeys(("learning_rate", "max_lr", "peak_lr"), "train.lr"),
+    **dict.fromkeys(("batch_size", "train_batch_size", "effective_batch_size", "total_batch_size"), "train.global_batch_size"),
+    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "scheduler"), "train.schedule"),
+    **dict.fromkeys(("optim", "optimizer_type"), "train.optimizer"),
+    **dict.fromkeys(("gradient_clipping", "grad_clip", "clip_grad_norm", "gradient_clip_val"), "train.max_grad_norm"),
+    **dict.fromkeys(("bf16", "fp16", "precision"), "train.mixed_precision"),
+    **dict.fromkeys(("activation_checkpointing", "grad_checkpoint"), "train.gradient_checkpointing"),
+    "torch_compile": "train.compile",
+    **dict.fromkeys(("logging_steps", "log_every", "log_interval", "steps_per_report"), "every.log"),
+    **dict.fromkeys(("eval_steps", "eval_every", "steps_per_eval"), "every.evaluate"),
+    **dict.fromkeys(("save_steps", "save_every", "save_interval", "checkpoint_every"), "every.save"),
+    "save_total_limit": "every.keep",
+    **dict.fromkeys(("report_to", "log_with", "loggers"), "trackers"),
+    **dict.fromkeys(("output_dir", "out_dir", "adapter_path", "run_folder"), "output"),
+}
+_NOT_NEEDED = {
+    **dict.fromkeys(
+        ("gradient_accumulation_steps", "grad_accumulation_steps", "per_device_train_batch_size", "micro_batch_size"),
+        "give `train.global_batch_size`; how it is cut follows from `train.micro_batch_tokens`",
+    ),
+    **dict.fromkeys(("packing", "sample_packing", "pad_to_sequence_len", "group_by_length", "padding_free"), "batches have no padding"),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization", "bits"), "`method: {kind: qlora}` quantises the base"),
+}
+
+
 def explain(errors: Sequence[ErrorDetails], data: dict[str, Any]) -> list[Finding]:
     """One finding for each thing that is wrong, in the order of the errors.
 
@@ -48,9 +90,9 @@ def _finding(error: ErrorDetails, data: dict[str, Any]) -> Finding:
         case "union_tag_not_found":
             return path, "missing key `kind`", f"kinds: {', '.join(kinds(node, root))}"
         case "union_tag_invalid":
-            return _unknown_kind(path, list(kinds(node, root)), data)
+            return _unknown_kind(path, kinds(node, root), data)
         case "literal_error" if path and path[-1] == "kind":
-            return _unknown_kind(path[:-1], _constants(node), data)
+            return _unknown_kind(path[:-1], {name: {} for name in _constants(node)}, data)
         case "value_error" | "assertion_error":
             return path, str(error.get("ctx", {}).get("error", error["msg"])), None
     value = value_at(data, path)
@@ -67,9 +109,15 @@ def value_at(data: Any, path: KeyPath) -> Any:
     return data
 
 
-def _unknown_kind(path: KeyPath, names: list[str], data: dict[str, Any]) -> Finding:
+def _unknown_kind(path: KeyPath, choices: dict[str, Node], data: dict[str, Any]) -> Finding:
     found = value_at(data, (*path, "kind"))
-    return path, f"unknown kind `{found}`", did_you_mean(str(found), names) or f"kinds: {', '.join(names)}"
+    what, word = f"unknown kind `{found}`", str(found)
+    # `dora` is no method but a variant of one
+    for kind, choice in choices.items():
+        for key, node in choice.get("properties", {}).items():
+            if word in node.get("enum", ()):
+                return path, what, f"write `{{kind: {kind}, {key}: {word}}}`"
+    return path, what, did_you_mean(word, list(choices)) or f"kinds: {', '.join(choices)}"
 
 
 def _constants(node: Node) -> list[str]:
@@ -88,7 +136,14 @@ def _unknown_key_hint(path: KeyPath, around: Node, data: dict[str, Any]) -> str:
     if 0 < len(parents) <= 3:
         named = [f"`{dotted(place)}`" if place else "the top level" for place in parents]
         return f"`{key}` belongs under {' or '.join(named)}" if parents != [()] else f"`{key}` belongs at the top level"
-    return did_you_mean(key, siblings) or _misspelt_elsewhere(key) or f"keys here: {', '.join(siblings)}"
+    if key.lower() in FOREIGN_KEYS:
+        return f"it is called `{FOREIGN_KEYS[key.lower()]}` here"
+    return (
+        _NOT_NEEDED.get(key.lower())
+        or did_you_mean(key, siblings)
+        or _misspelt_elsewhere(key)
+        or f"keys here: {', '.join(siblings) or 'none'}"
+    )
 
 
 def _misspelt_elsewhere(key: str) -> str | None:
@@ -114,12 +169,36 @@ def _description(node: Node) -> str | None:
     return text[:1].lower() + text[1:] or None
 
 
+def _examples(choices: dict[str, Node]) -> str:
+    """How each kind is written, in short."""
+    return " or ".join(_example(choice) for choice in choices.values())
+
+
+def _example(node: Node, text: str = "...") -> str:
+    """A mapping with the keys it cannot do without, or with its first; `text` stands for a value that is one text.
+
+    Example:
+        >>> _example({"properties": {"kind": {"const": "file"}, "path": {"type": "string"}}, "required": ["kind", "path"]})
+        '`{kind: file, path: ...}`'
+    """
+    keys = node.get("required") or list(node["properties"])[:1]
+    nodes = {key: node["properties"][key] for key in sorted(keys, key=lambda key: key != "kind")}
+    holds_text = len(nodes) == 1 and "string" in {choice.get("type") for inner in nodes.values() for choice in inner.get("anyOf", [inner])}
+    value = f'"{text}"' if holds_text and ":" in text else text if holds_text else "..."
+    return "`{" + ", ".join(f"{key}: {inner.get('const', value)}" for key, inner in nodes.items()) + "}`"
+
+
 _TRUTHS = {"yes": "true", "on": "true", "y": "true", "1": "true", "no": "false", "off": "false", "n": "false", "0": "false"}
 
 
 def _value_hint(value: Any, node: Node, root: Node) -> str | None:
     """How to write what was probably meant."""
     types = {node.get("type")} | {resolved(choice, root).get("type") for choice in node.get("anyOf", ())}
+    is_mapping = bool(kinds(node, root)) or "properties" in node
+    if value is None and (is_mapping or "array" in types):
+        return "what belongs to it stands on the lines below it, indented by two more spaces"
+    if isinstance(value, dict) and "array" in types:
+        return "begin every entry with `- `"
     if isinstance(value, str):
         return _text_hint(value, node, root, types)
     if "integer" in types and isinstance(value, float) and value.is_integer():
@@ -134,8 +213,10 @@ def _value_hint(value: Any, node: Node, root: Node) -> str | None:
 
 
 def _text_hint(text: str, node: Node, root: Node, types: set[Any]) -> str | None:
-    if names := list(kinds(node, root)):
-        return f"write `{{kind: {text}}}`" if text in names else did_you_mean(text, names)
+    if choices := kinds(node, root):
+        return f"write `{{kind: {text}}}`" if text in choices else did_you_mean(text, list(choices)) or f"write {_examples(choices)}"
+    if "properties" in node:
+        return f"write {_example(node, text)}"
     if "${" in text:
         return "`${...}` is replaced in paths and names only"
     if types & {"integer", "number"} and isinstance(scalar(text.strip()), int | float):
@@ -145,5 +226,6 @@ def _text_hint(text: str, node: Node, root: Node, types: set[Any]) -> str | None
     if "enum" in node:
         return did_you_mean(text, _constants(node))
     if "array" in types:
-        return f"put it in brackets: `[{text}]`"
+        entry = f"{{kind: {text}}}" if text in kinds(node.get("items", {}), root) else text
+        return f"put it in brackets: `[{entry}]`"
     return None

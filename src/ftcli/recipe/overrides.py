@@ -25,7 +25,8 @@ class Overridden:
         for length in range(len(path), 0, -1):
             if name := self.wheres.get(path[:length]):
                 return name if length == len(path) else f"{dotted(path)} ({name})"
-        return None
+        # An unknown kind is told of the mapping whose kind it is.
+        return self.wheres.get((*path, "kind"))
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> Overridden:

@@ -153,7 +153,7 @@ def allowed(node: Node, root: Node) -> str:
 
 def _limits(node: Node) -> str:
     if node.get("minItems"):
-        return f" of at least {node['minItems']}"
+        return f" with at least {node['minItems']} {'entry' if node['minItems'] == 1 else 'entries'}"
     names = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     limits = [f"{word} {node[name]:g}" for name, word in names.items() if name in node]
     return (" " if limits[0].startswith(("above", "below")) else ", ") + " and ".join(limits) if limits else ""

@@ -197,7 +197,8 @@ def _read_lines(file: Path) -> Metrics:
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a run's, in whatever state."""
-    return any((path / name).is_file() for name in (MANIFEST, METRICS, RESOLVED_RECIPE))
+    # A merged model has a manifest, too, and its configuration beside it.
+    return not (path / "config.json").is_file() and any((path / name).is_file() for name in (MANIFEST, METRICS, RESOLVED_RECIPE))
 
 
 def runs_in(folder: Path) -> list[Path]:

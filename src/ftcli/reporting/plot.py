@@ -160,5 +160,8 @@ def _scale(axes: Axes) -> None:
     smallest, largest = axes.dataLim.y0, axes.dataLim.y1
     if smallest > 0 and largest / smallest >= LOG_SCALE_FROM_RATIO:
         axes.set_yscale("log")
+        # The scale's own labels are mathematical text, which is off so that names with a dollar sign stay names.
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     else:
         axes.set_ylim(bottom=0 if smallest >= 0 else None)

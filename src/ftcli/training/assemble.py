@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcli.data.order import Order
 from ftcli.data.prepare import Prepared, Progress, prepare
-from ftcli.errors import MissingExtraError, RequestError
+from ftcli.errors import MissingExtraError, Problem, RequestError
 from ftcli.layout.model import TreeModel, inner_model
 from ftcli.layout.probe import LayoutChoice, choose_layout
 from ftcli.training.batches import BatchSource
@@ -169,6 +169,7 @@ def assemble_model(recipe: Recipe, data: DataParts, accelerator: Accelerator, *,
         original_base=lambda: load_base(recipe, data.tokenizer, _cpu(), quantized=False),
         restoring=restoring,
     )
+    require_context(data, base)
     seed_torch(recipe.train.seed, "attach")
     module = recipe.method.attach(base, context)
     if recipe.train.gradient_checkpointing:
@@ -178,6 +179,25 @@ def assemble_model(recipe: Recipe, data: DataParts, accelerator: Accelerator, *,
     if recipe.train.compile:
         inner_model(module).base_model.compile(dynamic=True)
     return ModelParts(module, model, choice, recipe.train.lr or recipe.method.default_lr)
+
+
+def require_context(data: DataParts, model: PreTrainedModel) -> None:
+    """Refuse examples that are longer than what the model can see at once.
+
+    Raises:
+        RequestError: positions beyond the context are untrained, or do not exist.
+    """
+    from ftcli.models.generate import context_length
+
+    context = context_length(model)
+    longest = max((int(store.lengths.max()), store.name) for store in (*data.prepared.train, *data.prepared.evaluation))
+    if context is not None and longest[0] > context:
+        problem = Problem(
+            "data.max_length",
+            f"`{longest[1]}` has examples of up to {longest[0]} tokens, and the model sees {context} at once",
+            f"`max_length: {context}`; `on_overflow` says what becomes of longer ones",
+        )
+        raise RequestError("the data does not fit the model", [problem])
 
 
 def _cpu() -> torch.device:

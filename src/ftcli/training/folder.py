@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,8 +62,10 @@ class RunFolder:
         """Whether there is a run here to go on with.
 
         Raises:
-            UsageError: a run is here and going on was not asked for, or it is one of another recipe (with the difference).
+            UsageError: a run is here and going on was not asked for, or no folder can be made here.
+            RequestError: the run is one of another recipe; lists the differences.
         """
+        self._require_place()
         if not self.resolved_path.exists():
             # What a run that was killed while it began has left is no stranger's.
             strangers = [path.name for path in self.path.glob("*") if not path.name.startswith(".") and path.name not in BEGUN]
@@ -85,6 +88,15 @@ class RunFolder:
                 f"cannot resume {self.path}: the recipe has changed", problems, hint="undo the change, or give another `name` or `output`"
             )
         return True
+
+    def _require_place(self) -> None:
+        existing = self.path
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        if not existing.is_dir():
+            raise UsageError(f"the run folder {self.path} cannot be made: {existing} is a file", hint="choose another `output`")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise UsageError(f"the run folder {self.path} cannot be written: no permission in {existing}", hint="choose another `output`")
 
     def begin(self, loaded: LoadedRecipe, manifest: dict[str, Any]) -> None:
         """Write what is known before the first step; recipe.resolved.yaml comes last and makes the folder a run."""

@@ -266,7 +266,7 @@ class Run:
         if settings is None or not self.accelerator.is_main_process:
             return {}
         if store.name not in self.questions:
-            self.questions[store.name] = read_questions(store, self.data.tokenizer, settings.limit)
+            self.questions[store.name] = read_questions(self.parts.module, store, self.data.tokenizer, settings.limit)
         scores, samples = score_answers(self.parts.module, self.data.tokenizer, self.questions[store.name], settings, self.reporter)
         with said_when_disk_is_full(self.folder.samples_path), self.folder.samples_path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({"step": step, "source": store.name, **sample}, ensure_ascii=False) + "\n" for sample in samples)
@@ -344,7 +344,7 @@ class Run:
     def _prove_stops(self) -> list[Proof]:
         """For data with prompts: do answers end? Texts have no prompt to answer."""
         for store in self.data.prepared.train:
-            questions = read_questions(store, self.data.tokenizer, NUM_STOP_PROMPTS)
+            questions = read_questions(self.parts.module, store, self.data.tokenizer, NUM_STOP_PROMPTS)
             if questions and self.data.tokenizer.stop_ids:
                 # Twice the longest reference: an answer that is only longer than most has not failed to stop.
                 longest = max(len(self.data.tokenizer.encode(question.reference)[0]) for question in questions)

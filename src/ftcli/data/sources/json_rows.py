@@ -113,7 +113,9 @@ def _single_object(value: dict[str, Any], where: str) -> Exception:
 
 def _as_row(value: Any, text: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise unreadable(where, f"the row is {kind_of(value)}, not an object with columns")
+        is_array = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+        hint = "an array of rows is read from a file named .json" if is_array else None
+        raise unreadable(where, f"the row is {kind_of(value)}, not an object with columns", hint)
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
