@@ -23,7 +23,7 @@ VOCABULARY, WINDOW, MAX_LENGTH = 128, 24, 64
 # What the default configuration leaves out, or has for more layers than two, and every checkpoint names.
 NAMED = {
     "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2},
-    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "gemma3n_text": {"num_kv_shared_layers": 0, "intermediate_size": 128},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
@@ -60,7 +60,6 @@ def probed(architecture: str) -> Row:
     import numpy as np
     import torch
     import transformers
-
     from huggingface_hub.errors import StrictDataclassError
 
     from ftcli.errors import FtcliError
@@ -99,9 +98,8 @@ def tiny_settings(architecture: str) -> Any:
     init = tiny_init(CONFIG_MAPPING[architecture]())
     known = CONFIG_MAPPING[init.architecture].__dataclass_fields__
     window = {"sliding_window": WINDOW} if init.config.get("sliding_window") or "sliding_window" in known else {}
-    fields = {**init.config, **{name: value for name, value in {**TOKENS, **window}.items() if name in known}} | NAMED.get(
-        init.architecture, {}
-    )
+    wanted = {name: value for name, value in {**TOKENS, **window}.items() if name in known}
+    fields = {**init.config, **wanted, **NAMED.get(init.architecture, {})}
     return Model(init=Init(architecture=init.architecture, config=fields), tokenizer="builtin:tiny")
 
 

@@ -36,8 +36,9 @@ class AuditReport:
             repeat = "example repeats" if self.num_duplicates == 1 else "examples repeat"
             lines.append(f"{self.num_duplicates} training {repeat} an earlier one, such as {' = '.join(self.duplicates[0])}")
         for name, count in self.num_overlap.items():
-            are = "1 example of evaluation source `{}` is" if count == 1 else f"{count} examples of evaluation source `{{}}` are"
-            lines.append(f"{are.format(name)} trained on, too: its figures will look better than they are")
+            examples, are = ("example", "is") if count == 1 else ("examples", "are")
+            found = f"{count} {examples} of evaluation source `{name}` {are} trained on, too"
+            lines.append(f"{found}: its figures will look better than they are")
         return lines
 
     def to_json(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def _joint_class(plain: Any) -> Any:
             result: Tensor = plain.forward(self, x, *arguments, **options)
             return result
         base, factor_a, factor_b = self.base_layer, self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
-        joined: Tensor = _JointProduct.apply(x, base.weight, base.bias, factor_a, factor_b, self.scaling[ADAPTER])
+        joined: Tensor = _JointProduct.apply(x, base.weight, base.bias, factor_a, factor_b, self.scaling[ADAPTER])  # type: ignore[no-untyped-call]
         return joined
 
     return type("JointLinear", (plain,), {"forward": forward})

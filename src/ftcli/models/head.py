@@ -198,7 +198,7 @@ class _LinearHead(torch.autograd.Function):
         return log_probs
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:  # type: ignore[override]  # torch types it as variadic
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         if len(ctx.saved_tensors) == 1:
             (gradient,) = ctx.saved_tensors
             return (gradient * upstream[:, None]).to(ctx.hidden_dtype), None, None, None, None
