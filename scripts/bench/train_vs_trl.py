@@ -39,11 +39,13 @@ class Side:
     """What differs from the worker's own settings: of the recipe's `train`, or of SFTConfig."""
 
 
+# Eight forward passes of one example each: no padding, and TRL's largest buffers stay small.
+ONE_BY_ONE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
 FTCLI = Side("ftcli", False, {})
 TRL = Side("trl", True, {})
+TRL_ONE_BY_ONE = Side("trl one by one", True, ONE_BY_ONE)
 EXTRA_SIDES = (
-    Side("trl one by one", True, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}),
-    Side("trl padding-free", True, {"padding_free": True}),
+    Side("trl padding-free", True, {"padding_free": True, "max_length": None}),
     Side("trl recomputing (its default)", True, {"gradient_checkpointing": True}),
     Side("ftcli bf16", False, {"mixed_precision": "bf16"}),
     Side("trl bf16 (its default)", True, {"bf16": True}),
@@ -130,7 +132,7 @@ def parsed_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parsed_arguments()
-    sides = [FTCLI, TRL, *(EXTRA_SIDES if arguments.extra else ())]
+    sides = [FTCLI, TRL, TRL_ONE_BY_ONE, *(EXTRA_SIDES if arguments.extra else ())]
     measured: dict[str, list[dict[str, dict[str, Any]]]] = {}
     with tempfile.TemporaryDirectory(prefix="ftcli-bench-") as name:
         folder = Path(name)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -204,6 +205,8 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves() -> None:
     code = "from ftcli.cli.main import main; main(['chat', 'endless'])"
     process, terminal = pty.fork()
     if process == 0:
+        # what runs in the background has it ignored, and its children would, too
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execvpe(sys.executable, [sys.executable, "-c", ENDLESS + code], {**os.environ, "TERM": "dumb"})
     screen = _read_until(terminal, "> ")
     os.write(terminal, b"hi\n")

@@ -279,8 +279,9 @@ def answers(world: World, settings: Generate) -> Any:
         evaluation=(EvaluationSource(source=Builtin(name="orders", split="test"), limit=3, generate=settings),),
         max_length=512,
     )
-    questions = read_questions(prepared(world, data).evaluation[0], world.tokenizer, settings.limit)
-    return score_answers(world.model(), world.tokenizer, questions, settings, None)
+    model = world.model()
+    questions = read_questions(model, prepared(world, data).evaluation[0], world.tokenizer, settings.limit)
+    return score_answers(model, world.tokenizer, questions, settings, None)
 
 
 def processes(world: World, data: Data) -> int:

@@ -259,7 +259,8 @@ def test_a_second_process_waits_for_the_first(
 ) -> None:
     counted = count_chunks(monkeypatch)
     found: list[Prepared] = []
-    threads = [threading.Thread(target=lambda: found.append(run(rows, make_tokenizer(), cache_folder))) for _ in range(2)]
+    tokenizers = [make_tokenizer(), make_tokenizer()]  # not in the threads: it writes files, and half a file is another tokenizer
+    threads = [threading.Thread(target=lambda own=own: found.append(run(rows, own, cache_folder))) for own in tokenizers]
     for thread in threads:
         thread.start()
     for thread in threads:
