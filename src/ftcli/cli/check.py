@@ -40,7 +40,9 @@ def check(
 def _check_fast(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
     """Recipe, tokenizer, template, files, columns and the first rows; nothing heavy is imported."""
     from ftcli.data.prepare import look
+    from ftcli.recipe.trackers import require_trackers
 
+    require_trackers(loaded.recipe.trackers)
     tokenizer = loaded.recipe.model.load_tokenizer()
     looks = look(loaded.recipe.data, tokenizer)
     rows = [(f"{look.name} ({where})", tree) for look in looks for where, tree in list(zip(look.wheres, look.trees, strict=True))[:show]]

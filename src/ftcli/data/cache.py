@@ -291,7 +291,9 @@ def clear(cache_folder: Path, keys: Iterable[str] = (), older_than_days: float |
             except BlockingIOError:
                 busy.append(entry)
                 continue
-            shutil.rmtree(folder if entry.is_complete else folder.with_suffix(".partial"), ignore_errors=True)
+            # A damaged store is not complete either, and stands under its final name.
+            for leftover in (folder, folder.with_suffix(".partial")):
+                shutil.rmtree(leftover, ignore_errors=True)
             lock.unlink(missing_ok=True)
             removed.append(entry)
     return removed, busy

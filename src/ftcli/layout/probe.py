@@ -64,7 +64,7 @@ def choose_layout(model: TreeModel, trees: Sequence[TokenTree], requested: str, 
     model.eval()
     try:
         device = next(model.parameters()).device
-        rows = _measure(model, "rows", probe, weights, device)
+        rows = _measure_rows(model, probe, weights, device)
         _require_own_log_probs(model, probe, rows, device)
         choice = _compare_forest(model, probe, weights, rows, supported)
     finally:
@@ -133,6 +133,21 @@ def _measure(model: TreeModel, layout: str, trees: Sequence[TokenTree], weights:
         log_probs.detach(),
         tuple(torch.zeros_like(p) if g is None else g for g, p in zip(gradients, compared, strict=True)),
     )
+
+
+def _measure_rows(model: TreeModel, trees: Sequence[TokenTree], weights: Sequence[Any], device: torch.device) -> _Measured:
+    """The layout every model must be able to do.
+
+    Raises:
+        RequestError: this one cannot; the first line of its own error says why.
+    """
+    try:
+        return _measure(model, "rows", trees, weights, device)
+    except ARCHITECTURE_ERRORS as error:
+        if "out of memory" in str(error):
+            raise
+        words = (str(error).splitlines() or [""])[0]
+        raise RequestError(f"this model cannot be trained: its forward pass fails ({type(error).__name__}: {words})") from error
 
 
 def _compared_parameters(model: TreeModel) -> list[nn.Parameter]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.data.order import Order
 from ftcli.data.prepare import Prepared, Progress, prepare
-from ftcli.errors import MissingExtraError, Problem, RequestError
+from ftcli.errors import Problem, RequestError
 from ftcli.layout.model import TreeModel, inner_model
 from ftcli.layout.probe import LayoutChoice, choose_layout
+from ftcli.recipe.trackers import require_trackers
 from ftcli.training.batches import BatchSource
 from ftcli.training.seeds import derive_seed, seed_torch
 from ftcli.training.step import Learner
@@ -122,15 +122,6 @@ def _mixed_precision(recipe: Recipe) -> str:
         return recipe.train.mixed_precision
     on_cuda = recipe.train.device in ("auto", "cuda") and torch.cuda.is_available()
     return "bf16" if on_cuda and torch.cuda.is_bf16_supported() else "no"
-
-
-def require_trackers(trackers: Sequence[str]) -> None:
-    """Refuse a tracker whose package is not installed."""
-    from importlib.util import find_spec
-
-    for tracker in trackers:
-        if find_spec(tracker) is None:
-            raise MissingExtraError(f"trackers: `{tracker}`", tracker)
 
 
 def load_base(recipe: Recipe, tokenizer: Tokenizer, device: torch.device, *, quantized: bool = True) -> PreTrainedModel:

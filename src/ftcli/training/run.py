@@ -287,7 +287,9 @@ class Run:
             "parameters": {"trainable": trainable, "total": total},
             "layout": self.parts.layout.to_json(),
             "hashes": {**fingerprints(self.data), "initial_trainable": hash_tensors(trainable_tensors(self.parts.module).items())},
-            "data": [store.report.to_json() for store in (*self.data.prepared.train, *self.data.prepared.evaluation)],
+            "data": [
+                {"role": store.role, **store.report.to_json()} for store in (*self.data.prepared.train, *self.data.prepared.evaluation)
+            ],
             "repeats": self.data.order.repeats(),
             "environment": environment(self.accelerator),
             "proofs": [],
