@@ -18,6 +18,7 @@ from ftcli.data.tree import TokenTree, target_weights
 from ftcli.layout.build import ancestor_paths, build_batch, leaf_segments
 from ftcli.layout.model import TreeModel
 from ftcli.layout.plan import plan_micro_batches
+from ftcli.methods.full import Full
 from ftcli.objectives.causal_lm import CausalLM
 from ftcli.optim.optimizers.sgd import SGD
 from ftcli.training.batches import BatchSource
@@ -59,7 +60,7 @@ def updated_parameters(
     accelerator = Accelerator(cpu=True)
     groups = [{"params": list(model.parameters()), "names": [name for name, _ in model.named_parameters()]}]
     prepared, optimizer = accelerator.prepare(TreeModel(model, layout), SGD().build(groups, LR))
-    learner = Learner(accelerator, prepared, optimizer, CausalLM(), None, 17, 1)
+    learner = Learner(accelerator, prepared, optimizer, CausalLM(), Full(), 1, None, 17, 1)
     source = BatchSource([ListStore(trees)], OneStep(len(trees)), CausalLM(), layout, budget, 1, 0, 0)
     prepared.train()
     optimizer_step(learner, source.at(1), 1.0)

@@ -5,8 +5,10 @@ Data-parallel wrappers and torch.compile see an ordinary `forward`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from ftcli.layout.attention import FOREST_ATTENTION, ForestUnsupportedError, register_forest_attention
@@ -31,6 +33,18 @@ def ordinary_attention_name(model: PreTrainedModel) -> str:
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         return "eager"  # scaled_dot_product_attention knows no soft cap
     return model.get_correct_attn_implementation(None)
+
+
+class Penalty(Protocol):
+    """Something added to the objective that needs the forward pass of a batch."""
+
+    def loss_sum(self, model: TreeModel, batch: Batch, hidden: Tensor) -> Tensor:
+        """Nats, summed over the batch's weighted targets, so that the step's normaliser makes it a mean.
+
+        Args:
+            hidden: ``(T, D)`` last hidden states of the ordinary forward pass, with their graph.
+        """
+        ...
 
 
 class TreeModel(nn.Module):
@@ -70,8 +84,12 @@ class TreeModel(nn.Module):
         output = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **options)
         return cast("Tensor", output.last_hidden_state.flatten(0, 1))
 
-    def forward(self, batch: Batch) -> Tensor:
-        """(M,) float32 log-probability of each target of the batch, in nats."""
+    def forward(self, batch: Batch, penalties: Sequence[Penalty] = ()) -> tuple[Tensor, Tensor] | Tensor:
+        """(M,) float32 log-probability of each target of the batch, in nats; with penalties, their sum beside it."""
         hidden = self.hidden_states(batch)
         head = inner_model(self.module).get_output_embeddings()
-        return target_log_probs(hidden[batch.predict_from], batch.targets, head, self.transform)
+        log_probs = target_log_probs(hidden[batch.predict_from], batch.targets, head, self.transform)
+        if not penalties:
+            return log_probs
+        # In the same forward pass, so that data-parallel wrappers see one.
+        return log_probs, torch.stack([penalty.loss_sum(self, batch, hidden) for penalty in penalties]).sum()

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ftcli.methods.parameter_groups import parameter_groups
-from ftcli.spec import Spec
+from ftcli.methods.method import MethodSettings
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
     from ftcli.methods.context import AttachContext
-    from ftcli.models.quantisation import Quantization
 
 
-class Full(Spec):
+class Full(MethodSettings):
     """Every weight of the model moves; the result is a whole model."""
 
     kind: Literal["full"] = "full"
 
     default_lr: ClassVar[float] = 2e-5
     artefact: ClassVar[Literal["model", "adapter"]] = "model"
-    layouts: ClassVar[frozenset[str]] = frozenset({"forest", "rows"})
-
-    def quantization(self) -> Quantization | None:
-        """None: weights that move are not quantised."""
-        return None
 
     def attach(self, model: PreTrainedModel, context: AttachContext) -> nn.Module:
         """The model itself, every parameter trainable."""
         model.requires_grad_(True)
         return model
-
-    def parameter_groups(self, module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for a torch optimizer: matrices with weight decay, vectors without."""
-        return parameter_groups(module, lr, weight_decay)
 
     def save(self, module: nn.Module, folder: Path) -> None:
         """Write the weights and the configuration; tokenizer files are `models.load.save_model`'s to add."""

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import Field
 
 from ftcli.errors import Problem, RequestError
-from ftcli.spec import Spec
+from ftcli.methods.method import MethodSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from ftcli.methods.context import AttachContext
-    from ftcli.models.quantisation import Quantization
 
 Variant = Literal["plain", "rslora", "dora"]
 _EVA_BATCHES = 8
@@ -23,7 +22,7 @@ _RANK_HINT = "give it a smaller rank by method.rank_pattern"
 InitialWeights = Literal["default", "pissa", "olora", "loftq", "eva"]
 
 
-class LowRank(Spec):
+class LowRank(MethodSettings):
     """Low-rank matrices B (out, rank) and A (rank, in) added to linear weights: W + scaling * B @ A."""
 
     rank: int = Field(default=16, ge=1)
@@ -47,11 +46,6 @@ class LowRank(Spec):
 
     default_lr: ClassVar[float] = 2e-4
     artefact: ClassVar[Literal["model", "adapter"]] = "adapter"
-    layouts: ClassVar[frozenset[str]] = frozenset({"forest", "rows"})
-
-    def quantization(self) -> Quantization | None:
-        """How the base is loaded; None: with its own weights."""
-        return None
 
     def attach(self, model: PreTrainedModel, context: AttachContext) -> nn.Module:
         """`model` with factors beside its frozen weights; what it computes is unchanged (but for `loftq`, which corrects it).

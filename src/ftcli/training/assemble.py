@@ -12,6 +12,7 @@ from ftcli.data.prepare import Prepared, Progress, prepare
 from ftcli.errors import Problem, RequestError
 from ftcli.layout.model import TreeModel, inner_model
 from ftcli.layout.probe import LayoutChoice, choose_layout
+from ftcli.methods.parameter_groups import trained_parameters
 from ftcli.recipe.trackers import require_trackers
 from ftcli.training.batches import BatchSource
 from ftcli.training.seeds import derive_seed, seed_torch
@@ -222,6 +223,8 @@ def assemble_learner(recipe: Recipe, data: DataParts, parts: ModelParts, acceler
         model=model,
         optimizer=prepared_optimizer,
         objective=recipe.objective,
+        method=recipe.method,
+        num_steps=data.order.num_steps,
         max_grad_norm=recipe.train.max_grad_norm,
         seed=recipe.train.seed,
         num_sources=len(data.prepared.train),
@@ -241,7 +244,7 @@ def assemble_learner(recipe: Recipe, data: DataParts, parts: ModelParts, acceler
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
     """(trainable, all) numbers of a module; a quantised weight counts as the numbers it stands for."""
-    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    trainable = sum(p.numel() for _, p in trained_parameters(module))
     total = 0
     for parameter in module.parameters():
         state = getattr(parameter, "quant_state", None)

@@ -3,6 +3,7 @@
 checkpoints/step-000120/
     trainable.safetensors    the parameters that train, by name
     optimizer.safetensors    the optimizer's tensors, by <parameter>/<key>
+    method.safetensors       what else moves with the steps under this method, where something does
     progress.json            step, batch chain, best loss, optimizer scalars, loss scale, hashes of the files above
 best.json beside them names the checkpoint of the lowest evaluation loss.
 A checkpoint appears under its name only when it is complete and on the disk.
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import RunError
 from ftcli.files import PARTIAL, new_folder, sha256_of, write_json
+from ftcli.methods.parameter_groups import trained_parameters
 from ftcli.optim.state import optimizer_state, restore_optimizer_state
 from ftcli.training.loop import Progress
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 _FOLDER = re.compile(r"step-(\d+)")
 FORMAT = 1
+METHOD_FILE = "method.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,9 @@ class Checkpoints:
         tensors, scalars = optimizer_state(_plain(learner.optimizer))
         with new_folder(folder) as partial:
             save_file(trainable_tensors(unwrapped(learner)), partial / "trainable.safetensors")
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / "optimizer.safetensors")
+            save_file(_on_cpu(tensors), partial / "optimizer.safetensors")
+            if method_state := learner.method.state(unwrapped(learner)):
+                save_file(_on_cpu(method_state), partial / METHOD_FILE)
             files = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
             scaler = learner.accelerator.scaler
             state = {"format": FORMAT, "progress": asdict(progress), "optimizer_scalars": scalars, "files": files}
@@ -92,6 +97,8 @@ class Checkpoints:
         state = verified_state(folder)
         load_trainable(unwrapped(learner), folder)
         restore_optimizer_state(_plain(learner.optimizer), load_file(folder / "optimizer.safetensors"), state["optimizer_scalars"])
+        if METHOD_FILE in state["files"]:
+            learner.method.restore(unwrapped(learner), load_file(folder / METHOD_FILE))
         if learner.accelerator.scaler is not None and state["scaler"] is not None:
             learner.accelerator.scaler.load_state_dict(state["scaler"])
         return Progress(**state["progress"])
@@ -108,9 +115,13 @@ def _plain(optimizer: Any) -> Any:
     return getattr(optimizer, "optimizer", optimizer)
 
 
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
 def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The parameters that train, by name, on the CPU."""
-    return {name: p.detach().cpu().contiguous() for name, p in module.named_parameters() if p.requires_grad}
+    return _on_cpu(dict(trained_parameters(module)))
 
 
 def load_trainable(module: nn.Module, folder: Path) -> None:
@@ -123,7 +134,7 @@ def load_trainable(module: nn.Module, folder: Path) -> None:
     from safetensors.torch import load_file
 
     kept = load_file(folder / "trainable.safetensors")
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    parameters = dict(trained_parameters(module))
     different = sorted(set(kept) ^ set(parameters)) + [n for n in set(kept) & set(parameters) if kept[n].shape != parameters[n].shape]
     if different:
         raise RunError(f"checkpoint {folder.name} is of other parameters: {', '.join(different[:5])}{' ...' if len(different) > 5 else ''}")

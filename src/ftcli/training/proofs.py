@@ -11,6 +11,7 @@ import torch
 
 from ftcli.layout.build import build_batch
 from ftcli.layout.probe import TOLERANCE
+from ftcli.methods.parameter_groups import trained_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,7 +51,8 @@ def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def frozen_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """The parameters that do not train."""
-    return [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
+    trained = {name for name, _ in trained_parameters(module)}
+    return [(name, p) for name, p in module.named_parameters() if name not in trained]
 
 
 def prove_frozen(before: str, module: nn.Module) -> Proof:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcli.errors import RequestError
+from ftcli.methods.parameter_groups import trained_parameters
 from ftcli.units import format_bytes
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ NUMBERS_PER_WEIGHT = 3
 
 def checkpoint_bytes(module: nn.Module) -> int:
     """Bytes of one checkpoint with a two-moment optimizer."""
-    return NUMBERS_PER_WEIGHT * sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    return NUMBERS_PER_WEIGHT * sum(p.numel() * p.element_size() for _, p in trained_parameters(module))
 
 
 def needed_disk_bytes(module: nn.Module, keep: int) -> int:

@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ftcli.layout.batch import Batch
+    from ftcli.methods.method import MethodSettings
     from ftcli.objectives import Objective
     from ftcli.training.batches import StepBatches
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learner:
-    """What an update needs; it knows the name of no method, objective or recipe."""
+    """What an update needs. It knows methods and objectives by what they do, and the name of none."""
 
     accelerator: Accelerator
     model: nn.Module
     """A `TreeModel`, prepared by the accelerator: batch -> (M,) log-probabilities."""
     optimizer: AcceleratedOptimizer
     objective: Objective
+    method: MethodSettings
+    num_steps: int
     max_grad_norm: float | None
     seed: int
     num_sources: int
@@ -61,6 +64,9 @@ def optimizer_step(learner: Learner, batches: StepBatches, lr_factor: float) -> 
     """
     accelerator, model, optimizer = learner.accelerator, learner.model, learner.optimizer
     seed_torch(learner.seed, "step", batches.step, accelerator.process_index)
+    module = accelerator.unwrap_model(model).module
+    learner.method.before_step(module, batches.step, learner.num_steps, learner.seed)
+    penalties = learner.method.penalties()
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * lr_factor
     source_sums = torch.zeros(learner.num_sources, 2, dtype=torch.float64, device=accelerator.device)
@@ -68,8 +74,8 @@ def optimizer_step(learner: Learner, batches: StepBatches, lr_factor: float) -> 
     for index, cpu_batch in enumerate(batches.micro_batches):
         batch = cpu_batch.to(accelerator.device)
         with nullcontext() if index == last else accelerator.no_sync(model):
-            log_probs = model(batch)
-            loss_sum = learner.objective.loss_sum(log_probs, batch)
+            log_probs, penalty = model(batch, penalties) if penalties else (model(batch), 0.0)
+            loss_sum = learner.objective.loss_sum(log_probs, batch) + penalty
             # Data-parallel wrappers average gradients over processes; the step's mean is over targets.
             accelerator.backward(loss_sum * (accelerator.num_processes / batches.normaliser))
         add_source_sums(source_sums, log_probs, batch, batches.sources[index])
@@ -80,6 +86,7 @@ def optimizer_step(learner: Learner, batches: StepBatches, lr_factor: float) -> 
         optimizer.zero_grad()
         raise NonFiniteError(batches.step, loss, grad_norm)
     optimizer.step()
+    learner.method.after_update(module, batches.step, learner.num_steps)
     optimizer.zero_grad()
     return StepResult(loss=loss, source_sums=source_sums, grad_norm=grad_norm)
 
