@@ -1,0 +1,100 @@
+"""Intervals cover what they should, paired tests keep their identities."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from ftcli.evaluation.statistics import bootstrap_mean, bootstrap_ratio, compare, holm, mcnemar, minimum_detectable, sign_flip, wilson
+
+TRIALS = 600
+
+
+def covered(draw, interval, truth: float) -> float:
+    """Share of intervals, over many data sets, that hold the truth."""
+    generator = np.random.default_rng(7)
+    found = [interval(draw(generator)) for _ in range(TRIALS)]
+    return sum(one.low <= truth <= one.high for one in found) / TRIALS
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_wilson_covers_a_proportion(share: float) -> None:
+    rate = covered(lambda g: (g.random(120) < share).sum(), lambda count: wilson(int(count), 120), share)
+    assert 0.93 <= rate <= 0.975
+
+
+def test_bootstrap_covers_the_mean_of_skewed_values() -> None:
+    rate = covered(lambda g: g.gamma(2.0, 1.0, 90), lambda values: bootstrap_mean(values, resamples=800), 2.0)
+    assert 0.93 <= rate <= 0.97
+
+
+def test_bootstrap_covers_a_ratio_of_sums_over_documents() -> None:
+    def draw(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        sizes = generator.integers(20, 200, 90).astype(float)
+        return sizes * generator.gamma(4.0, 0.25, 90), sizes
+
+    rate = covered(draw, lambda columns: bootstrap_ratio(*columns, resamples=800), 1.0)
+    assert 0.925 <= rate <= 0.97
+
+
+def test_a_model_against_itself_does_not_differ() -> None:
+    values = np.random.default_rng(0).random(50)
+    found = compare(values, values)
+    assert (found.difference.value, found.difference.low, found.difference.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("is_binary", [True, False])
+def test_swapping_the_models_flips_the_sign_and_keeps_p(is_binary: bool) -> None:
+    generator = np.random.default_rng(1)
+    a, b = generator.random(60), generator.random(60)
+    if is_binary:
+        a, b = (a < 0.8).astype(float), (b < 0.5).astype(float)
+    there, back = compare(a, b), compare(b, a)
+    assert there.difference.value == -back.difference.value
+    assert there.p_value == pytest.approx(back.p_value, rel=0.05)
+    assert (there.num_only_a, there.num_only_b) == (back.num_only_b, back.num_only_a)
+    assert there.test == ("mcnemar" if is_binary else "permutation")
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    # 2 * (1 + 10 + 45) / 1024 for 2 against 8
+    assert mcnemar(2, 8) == pytest.approx(2 * 56 / 1024)
+    assert mcnemar(5, 5) == 1.0
+    assert mcnemar(0, 6) == pytest.approx(2 / 64)
+
+
+def test_drawn_sign_flips_agree_with_all_of_them() -> None:
+    differences = np.random.default_rng(3).normal(0.4, 1.0, 16)
+    exact = sign_flip(differences)
+    drawn = sign_flip(np.concatenate([differences, [1e-12]]), resamples=40_000)
+    assert drawn == pytest.approx(exact, abs=0.01)
+
+
+def test_a_test_without_an_effect_says_so_at_its_rate() -> None:
+    generator = np.random.default_rng(11)
+    rejected = sum(sign_flip(generator.normal(0, 1, 30), resamples=400) < 0.05 for _ in range(400)) / 400
+    assert rejected < 0.08
+
+
+def test_holm_never_lowers_a_p_and_keeps_their_order() -> None:
+    values = [0.2, 0.001, 0.03, 0.04]
+    adjusted = holm(values)
+    assert adjusted == [0.2, 0.004, 0.09, 0.09]
+    assert holm([]) == []
+
+
+def test_more_rows_detect_less() -> None:
+    differences = np.random.default_rng(5).normal(0, 1, 400)
+    assert minimum_detectable(differences) == pytest.approx(2 * minimum_detectable(np.concatenate([differences] * 4)), rel=0.01)
+    assert minimum_detectable(differences[:1]) == math.inf
+
+
+def test_an_average_over_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        bootstrap_mean(np.zeros(0))
+    with pytest.raises(ValueError, match="no trials"):
+        wilson(0, 0)
+    with pytest.raises(ValueError, match="3 rows against 2"):
+        compare(np.zeros(3), np.zeros(2))
