@@ -14,10 +14,20 @@ from torch import nn
 from ftcli.errors import FtcliError
 from ftcli.layout.model import TreeModel
 from ftcli.layout.probe import LayoutChoice
+from ftcli.methods import Method
 from ftcli.methods.context import AttachContext
 from ftcli.recipe.load import load_recipe
 from ftcli.recipe.recipe import Recipe
-from ftcli.training.assemble import DataParts, ModelParts, assemble_data, assemble_learner, load_base, make_accelerator, sample_batches
+from ftcli.training.assemble import (
+    DataParts,
+    ModelParts,
+    assemble_data,
+    assemble_learner,
+    frequent_answers,
+    load_base,
+    make_accelerator,
+    sample_batches,
+)
 from ftcli.training.step import optimizer_step
 
 # Far larger first weights than usual: with a frozen random head of the usual size nothing could be learnt beside it.
@@ -28,6 +38,9 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "initializer_range": 0.2,
+    # For what trains biases alone.
+    "attention_bias": True,
+    "mlp_bias": True,
 }
 # The first word tells them apart, so that every other word can be known for sure.
 SENTENCES = (
@@ -49,6 +62,16 @@ def union_members(union: Any) -> tuple[Any, ...]:
     return get_args(union) or (union,)
 
 
+# Choices that are as many as there are tests elsewhere: tests/unit/test_peft_kind.py goes through PEFT's types.
+TRIED_ELSEWHERE = {("Peft", "type")}
+
+
+def language_methods() -> tuple[Any, ...]:
+    """The methods that can be tried on a language model; those that read features of a classifier have their laws in
+    test_classification."""
+    return tuple(member for member in union_members(Method) if not member.reads_features)
+
+
 def choices(spec: type[BaseModel]) -> Iterator[Any]:
     """`spec` as it is by default, and with every other choice that one of its fields offers, one at a time."""
     yield spec()
@@ -56,7 +79,7 @@ def choices(spec: type[BaseModel]) -> Iterator[Any]:
         default = field.get_default(call_default_factory=True)
         if isinstance(default, BaseModel):
             yield from (spec(**{name: other}) for other in list(choices(type(default)))[1:])
-        elif get_origin(field.annotation) is Literal and name != "kind":
+        elif get_origin(field.annotation) is Literal and name != "kind" and (spec.__name__, name) not in TRIED_ELSEWHERE:
             for value in get_args(field.annotation):
                 if value != default and (other := _valid(spec, {name: value})) is not None:
                     yield other
@@ -115,10 +138,12 @@ class Bench:
             seed=5,
             sample_batches=lambda count: sample_batches(recipe, self.data, count),
             original_base=lambda: load_base(recipe, self.data.tokenizer, accelerator.device, quantized=False),
+            tokenizer=self.data.tokenizer,
+            answers=lambda count: frequent_answers(self.data, count),
         )
         module = method.attach(base, context)
         model = TreeModel(module, "forest")
-        return recipe, ModelParts(module, model, LayoutChoice("forest", "a Llama"), recipe.train.lr or method.default_lr)
+        return recipe, ModelParts(module, model, LayoutChoice("forest", "a Llama"), recipe.train.lr or method.lr_at(64))
 
     def run(self, method: Any, num_steps: int, stop: Callable[[float], bool] = lambda loss: False) -> Steps:
         """Train a fresh base with `method` for so many steps, or until `stop` says so of the loss."""

@@ -17,18 +17,27 @@ SCRIPTS = SOURCE.parent / "scripts"
 
 FLOORS = (
     {"errors", "spec", "units", "files"},
-    {"builtin", "data", "layout", "merging", "methods", "metrics", "models", "objectives", "optim"},
+    {"builtin", "data", "layout", "methods", "metrics", "models", "objectives", "optim"},
     {"recipe"},
     {"training", "evaluation"},  # hooks evaluate, and evaluation knows nothing of training
-    {"training.run", "training.smoke", "exporting", "reporting"},
+    {"training.run", "evaluation.evaluate", "training.smoke", "exporting", "merging", "reporting", "serving"},
     {"cli"},
 )
-LIGHT = ("errors", "spec", "units", "files", "cli", "data", "methods", "metrics", "objectives", "optim", "recipe")
+LIGHT = ("errors", "spec", "units", "files", "cli", "data", "merging", "methods", "metrics", "objectives", "optim", "recipe")
 # in a light room, but imported only where there is a model
-TENSOR_CODE = ("ftcli.methods.adapter", "ftcli.methods.factors", "ftcli.methods.joint_linear", "ftcli.optim.rules")
+TENSOR_CODE = (
+    "ftcli.methods.adapter",
+    *(f"ftcli.methods.bottleneck.{name}" for name in ("drop", "files", "layer", "mixture", "places", "tuner")),
+    "ftcli.methods.factors",
+    "ftcli.methods.feature_head",
+    "ftcli.methods.joint_linear",
+    "ftcli.methods.peft_merge",
+    "ftcli.methods.rank_budget",
+    "ftcli.optim.rules",
+)
 HEAVY = {
     *("accelerate", "bitsandbytes", "datasets", "matplotlib", "mlflow", "pandas", "peft", "pyarrow", "rich"),
-    *("scipy", "tensorboard", "torch", "transformers", "wandb"),
+    *("scipy", "sklearn", "tensorboard", "torch", "transformers", "wandb"),
 }
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "common", "helpers", "helper", "base", "core", "misc"}
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ftcli.errors import GateError, RequestError, UsageError
-from ftcli.exporting import merge_run as merging
+from ftcli.exporting.difference import compare
 from ftcli.exporting.merge_run import merge_folder, merge_run
 from ftcli.methods.context import AttachContext
 from ftcli.methods.full import Full
@@ -225,6 +225,6 @@ def test_an_unfinished_run_names_its_checkpoints(make_run: Any) -> None:
 def test_near_ties_may_change_places() -> None:
     expected = torch.tensor([[0.5, 0.49999, 0.00001]]).log()
     swapped = torch.tensor([[0.49999, 0.5, 0.00001]]).log()
-    assert merging._compare(expected, swapped).argmax_agreement == 1.0
-    assert merging._compare(expected, expected.flip(-1)).argmax_agreement == 0.0
-    assert merging._compare(expected, expected + 5).kl == pytest.approx(0, abs=1e-12)
+    assert compare(expected, swapped).argmax_agreement == 1.0
+    assert compare(expected, expected.flip(-1)).argmax_agreement == 0.0
+    assert compare(expected, expected + 5).kl == pytest.approx(0, abs=1e-12)

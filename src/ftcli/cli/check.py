@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ftcli.data.tree import TokenTree
     from ftcli.models.tokenizer import Tokenizer
     from ftcli.recipe.load import LoadedRecipe
+    from ftcli.recipe.recipe import Recipe
 
 
 def check(
@@ -44,7 +45,7 @@ def _check_fast(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
 
     require_trackers(loaded.recipe.trackers)
     tokenizer = loaded.recipe.model.load_tokenizer()
-    looks = look(loaded.recipe.data, tokenizer)
+    looks = look(loaded.recipe.data, tokenizer, formats=loaded.recipe.objective.formats)
     rows = [(f"{look.name} ({where})", tree) for look in looks for where, tree in list(zip(look.wheres, look.trees, strict=True))[:show]]
     _show_rows(rows, loaded, tokenizer)
     for source in looks:
@@ -58,7 +59,8 @@ def _check_fast(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
 def _check_all(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
     """Everything: all rows, duplicates, the model, the layout, memory and disk."""
     from ftcli.reporting.live import Reporter
-    from ftcli.training.assemble import assemble_data, assemble_model, count_parameters, make_accelerator
+    from ftcli.training.assemble import assemble_data, assemble_model, count_parameters, make_accelerator, settled
+    from ftcli.training.frozen_cache import plan_frozen_cache
     from ftcli.training.resources import free_disk_bytes, needed_disk_bytes, require_disk, require_memory, training_bytes
     from ftcli.training.run import run_folder
     from ftcli.units import format_bytes, format_count
@@ -66,6 +68,7 @@ def _check_all(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
     recipe, folder = loaded.recipe, run_folder(loaded.recipe)
     with Reporter() as reporter:
         data = assemble_data(recipe, reporter)
+        recipe = settled(recipe, data)
         reporter.close()
         stores = [*data.prepared.train, *data.prepared.evaluation]
         rows = [(store.where(index), store.tree(index)) for store in stores for index in range(min(show, len(store)))]
@@ -78,11 +81,15 @@ def _check_all(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
         reporter.note(f"method: {recipe.method.kind}, {format_count(trainable)} of {format_count(total)} parameters train, lr {parts.lr:g}")
         reporter.note(f"layout: {parts.layout.layout} ({parts.layout.reason})")
         reporter.note(f"steps: {data.order.num_steps} of {recipe.train.global_batch_size} examples")
-        memory, disk = training_bytes(parts.module), needed_disk_bytes(parts.module, recipe.every.keep)
+        if (words := recipe.method.what_trains(parts.module)) is not None:
+            reporter.note(f"trains {words}")
+        at_work = recipe.method.share_at_work(parts.module)
+        memory, disk = training_bytes(parts.module, at_work), needed_disk_bytes(parts.module, recipe.every.keep)
         reporter.note(f"memory: about {format_bytes(memory)} for weights, gradients and optimizer, and activations on top")
         reporter.note(f"disk: at most {format_bytes(disk)} of {format_bytes(free_disk_bytes(folder.path))} free")
-        require_memory(parts.module, accelerator.device)
+        require_memory(parts.module, accelerator.device, at_work)
         require_disk(folder.path, parts.module, recipe.every.keep)
+        plan_frozen_cache(recipe, data, parts, accelerator, folder.path, reporter.note)
         if folder.resolved_path.exists():
             reporter.note(f"{folder.path} already holds a run: `ftcli train --resume` goes on with it")
         reporter.note(f"ok: {loaded.path}")
@@ -99,6 +106,13 @@ def _check_all(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
     }
 
 
+def _shown_weights(tree: TokenTree, recipe: Recipe) -> Any:
+    """The weight of each token as a target; what has a label has no such tokens."""
+    from ftcli.data.tree import target_weights
+
+    return target_weights(tree, 0.0) if tree.labels is not None else recipe.objective.pose(tree).target_weights
+
+
 def _show_rows(rows: Sequence[tuple[str, TokenTree]], loaded: LoadedRecipe, tokenizer: Tokenizer) -> None:
     """(title, tree) as text: what is learnt in green, or between brackets where there are no colours."""
     if not rows:
@@ -110,8 +124,9 @@ def _show_rows(rows: Sequence[tuple[str, TokenTree]], loaded: LoadedRecipe, toke
 
     console = Console(highlight=False, soft_wrap=True)
     for title, tree in rows:
-        runs = masked_text(tree, loaded.recipe.objective.target_weights(tree), tokenizer)
-        console.print(f"--- {title}, {len(tree)} tokens", style="bold", markup=False)
+        runs = masked_text(tree, _shown_weights(tree, loaded.recipe), tokenizer)
+        label = "" if tree.labels is None else f", label: {', '.join(tree.labels) or 'none'}"
+        console.print(f"--- {title}, {len(tree)} tokens{label}", style="bold", markup=False)
         if console.is_terminal:
             console.print(Text.assemble(*((text, STYLES["target" if weight > 0 else "context"]) for text, weight in runs)))
         else:

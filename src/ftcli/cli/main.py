@@ -27,12 +27,21 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 COMMANDS = {
     "train": "Train as a recipe says, and prove what was trained.",
     "check": "Do every check a run begins with, without training.",
-    "merge": "Fold a run's adapter into its base model, with proof.",
+    "merge": "Merge models by a recipe, or fold an adapter into its base model.",
+    "cold": "Fine-tune in rounds with others, and average.",
+    "extract-lora": "Make an adapter of the difference between two models.",
+    "adapter-drop": "Leave out a bottleneck adapter's first layers, or measure what that gains.",
+    "export": "Write a run or a model in the form the next tool loads.",
+    "eval": "Measure models on tasks, compare them, and judge gates.",
     "generate": "Answer prompts with a run or a model.",
+    "predict": "Give the rows of a file their labels.",
     "chat": "Talk with a run or a model.",
+    "serve": "Answer OpenAI-style requests with a base and its adapters.",
+    "watch": "Show curves of a run as it goes.",
     "runs": "List, show and compare runs.",
     "init": "Write a first recipe for a model and a data file.",
     "schema": "Print the JSON schema of recipes, for editors.",
+    "data": "Look at data before it is trained on: leaks, repeats, contradictions.",
     "cache": "List or clear the cache of tokenised data.",
     "doctor": "Show versions, devices, and what is missing.",
 }
@@ -57,7 +66,7 @@ class LazyCommands(TyperGroup):
 
 def load_command(name: str) -> Any:
     """The command `name` as typer runs it."""
-    module = importlib.import_module(f"ftcli.cli.{name}")
+    module = importlib.import_module(f"ftcli.cli.{name.replace('-', '_')}")
     app = getattr(module, "app", None)
     if app is None:
         app = typer.Typer()

@@ -1,4 +1,4 @@
-"""`ftcli merge RUN`, or `ftcli merge --base BASE --adapter DIR`."""
+"""`ftcli merge RECIPE.yaml`, `ftcli merge RUN`, or `ftcli merge --base BASE --adapter DIR`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Stored(StrEnum):
 
 
 def merge(
-    run: Annotated[Path | None, typer.Argument(help="The run folder.")] = None,
+    run: Annotated[Path | None, typer.Argument(metavar="RECIPE|RUN", help="A merge recipe (YAML), or a run's folder.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The new model folder; the default is RUN/merged.")] = None,
     target: Annotated[
         Target, typer.Option(help="For a quantised base: `dequantised` equals the adapter, the others are measured.")
@@ -52,10 +52,25 @@ def merge(
     adapter: Annotated[Path | None, typer.Option(help="Without a run: the folder of a LoRA adapter in PEFT's layout.")] = None,
     quantize: Annotated[Stored | None, typer.Option(help="Without a run: how the base was stored when the adapter was trained.")] = None,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Of a recipe: print what would be done, and do nothing.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of a recipe: tensors merged at once; one for each processor.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Of a recipe: go on with a merge that was interrupted.")] = False,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Of a recipe: load the result and run it once.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout; words go to stderr.")] = False,
 ) -> None:
-    """Fold an adapter into its base model, and prove that the result is its equal."""
+    """Merge models as a recipe says, or fold an adapter into its base model; with proof."""
     import sys
+
+    is_recipe = run is not None and (run.is_file() or run.suffix in (".yaml", ".yml"))
+    others = {"--target": target is not Target.dequantised, "--checkpoint": checkpoint is not None, "--dtype": dtype is not Dtype.auto}
+    others |= {"--compare-targets": compare_targets, "--base": base is not None, "--adapter": adapter is not None}
+    others |= {"--quantize": quantize is not None, "--device": device != "auto"}
+    own = {"--dry-run": dry_run, "--threads": threads is not None, "--resume": resume, "--no-verify": not verify}
+    _check_options(is_recipe, others if is_recipe else own)
+    if is_recipe:
+        assert run is not None
+        _merge_recipe(run, output, dry_run, threads, resume, verify, as_json)
+        return
 
     from ftcli.cli.console import print_json
     from ftcli.reporting.live import Reporter
@@ -98,12 +113,60 @@ def merge(
         print_json(report.to_json())
 
 
+def _check_options(is_recipe: bool, given: dict[str, bool]) -> None:
+    from ftcli.errors import UsageError
+
+    if wrong := [option for option, is_given in given.items() if is_given]:
+        hint = "the recipe says it" if is_recipe else "give a merge recipe: ftcli merge RECIPE.yaml -o OUT"
+        raise UsageError(f"{', '.join(wrong)} {'is not for' if is_recipe else 'is only for'} a merge recipe", hint=hint)
+
+
+def _merge_recipe(
+    recipe: Path, output: Path | None, dry_run: bool, threads: int | None, resume: bool, verify: bool, as_json: bool
+) -> None:  # fmt: skip
+    import os
+    import sys
+
+    from ftcli.cli.console import print_json
+    from ftcli.cli.merge_special import carry_out_special
+    from ftcli.errors import UsageError
+    from ftcli.merging.outcome import carry_out_plan, check_output, outcome_lines, plan_json, plan_lines
+    from ftcli.merging.plan import plan_merge
+    from ftcli.merging.recipe import load_merge_recipe
+    from ftcli.merging.special import open_special
+
+    if output is None and not dry_run:
+        raise UsageError("there is no place for the merged model", hint="ftcli merge RECIPE.yaml -o OUT")
+    if output is not None:
+        check_output(output)
+    if (special := open_special(recipe)) is not None:
+        carry_out_special(special, output, dry_run=dry_run, threads=threads, resume=resume, verify=verify, as_json=as_json)
+        return
+    threads = threads or len(os.sched_getaffinity(0))
+    plan = plan_merge(load_merge_recipe(recipe), output, threads=threads)
+    if dry_run:
+        if as_json:
+            print_json(plan_json(plan))
+        else:
+            print("\n".join(plan_lines(plan)))
+        return
+    from ftcli.reporting.live import Reporter
+
+    assert output is not None
+    with Reporter(stream=sys.stderr if as_json else None) as reporter:
+        outcome = carry_out_plan(plan, output, threads=threads, resume=resume, verify=verify, say=reporter.update)
+        for line in outcome_lines(outcome):
+            reporter.note(line)
+    if as_json:
+        print_json(outcome.to_json())
+
+
 def _check_usage(
     run: Path | None, output: Path | None, base: str | None, adapter: Path | None, checkpoint: str | None, quantize: Stored | None
 ) -> None:
     from ftcli.errors import UsageError
 
-    usage = "ftcli merge RUN, or ftcli merge --base BASE --adapter DIR -o OUT"
+    usage = "ftcli merge RECIPE.yaml -o OUT, ftcli merge RUN, or ftcli merge --base BASE --adapter DIR -o OUT"
     if run is None and (base is None or adapter is None or output is None):
         raise UsageError("neither a run nor all of --base, --adapter and --output are given", hint=usage)
     if run is not None and (base is not None or adapter is not None or quantize is not None):

@@ -34,8 +34,10 @@ CHUNK_ROWS = 2000
 CHUNK_CHARS = 4_000_000
 
 SEGMENT = np.dtype([("start", "<i4"), ("parent", "<i4")])
-# Where the tree's tokens, segments and spans begin, and what else is known of it. `digest` is shared by equal trees.
-TREE = np.dtype([("token", "<i8"), ("segment", "<i8"), ("span", "<i8"), ("num_bytes", "<i8"), ("row", "<i8"), ("digest", "<u8")])
+# Where the tree's tokens, segments, spans and bytes of labels begin, and what else is known of it. `digest` is shared by equal trees.
+TREE = np.dtype(
+    [("token", "<i8"), ("segment", "<i8"), ("span", "<i8"), ("label", "<i8"), ("num_bytes", "<i8"), ("row", "<i8"), ("digest", "<u8")]
+)
 
 Row = tuple[int, str, dict[str, Any]]
 """Index in its source, where it stands for people, and the row."""
@@ -177,7 +179,9 @@ class RowTokeniser:
             self.tally.last_target = self._target_text(trees[-1], -1)
 
     def _target_text(self, tree: TokenTree, which: int) -> str:
-        """Text of the first (0) or the last (-1) target of `tree`, with the space that it may begin with."""
+        """Text of the first (0) or the last (-1) target of `tree`, with the space that it may begin with; labels are one target."""
+        if tree.labels is not None:
+            return ", ".join(tree.labels)
         spans = tree.spans[(tree.spans["weight"] > 0) & ~tree.spans["is_prompt"]]
         place = max(1, int(spans["start"][0])) if which == 0 else int(spans["end"][-1]) - 1
         before, token_id = tree.tokens[place - 1 : place + 1].tolist()
@@ -190,8 +194,10 @@ def tokenise_chunk(rows: list[Row], work: Work) -> tuple[dict[str, NDArray[Any]]
     tokeniser = RowTokeniser(work)
     trees = [tree for row in rows for tree in tokeniser.trees(row)]
     heads = np.zeros(len(trees), dtype=TREE)
-    counts = np.array([(len(tree), len(tree.starts), len(tree.spans)) for tree in trees], dtype=np.int64).reshape(-1, 3)
-    for column, name in enumerate(("token", "segment", "span")):
+    labels = [write_labels(tree.labels) for tree in trees]
+    sizes = [(len(tree), len(tree.starts), len(tree.spans), len(label)) for tree, label in zip(trees, labels, strict=True)]
+    counts = np.array(sizes, dtype=np.int64).reshape(-1, 4)
+    for column, name in enumerate(("token", "segment", "span", "label")):
         heads[name][1:] = np.cumsum(counts[:-1, column])
     heads["num_bytes"] = [tree.num_bytes for tree in trees]
     heads["row"] = [tree.row for tree in trees]
@@ -205,9 +211,20 @@ def tokenise_chunk(rows: list[Row], work: Work) -> tuple[dict[str, NDArray[Any]]
         "trees": heads,
         "segments": segments,
         "spans": _joined([tree.spans for tree in trees], SPAN),
+        "labels": np.frombuffer(b"".join(labels), dtype=np.uint8),
         "row_lengths": np.array(tokeniser.row_lengths, dtype=np.int32),
     }
     return arrays, tokeniser.tally
+
+
+def write_labels(labels: tuple[str, ...] | None) -> bytes:
+    """Labels as bytes; none at all for a tree that has no labels, which is not the same as an empty list of them."""
+    return b"" if labels is None else json.dumps(labels, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def read_labels(content: bytes) -> tuple[str, ...] | None:
+    """What `write_labels` wrote."""
+    return tuple(json.loads(content.decode("utf-8", "surrogatepass"))) if content else None
 
 
 def _joined(parts: list[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -42,6 +42,8 @@ class Example:
     segments: tuple[ExampleSegment, ...]
     add_bos: bool
     """The encoder has to put a BOS token in front, because no template wrote one."""
+    labels: tuple[str, ...] | None = None
+    """What the row is said to be: names of classes, or one number as text; None where the row says nothing of the kind."""
 
     @property
     def num_trained(self) -> int:

@@ -21,14 +21,16 @@ def fit(example: EncodedExample, max_length: int, policy: Policy) -> list[TokenT
     if policy == "truncate_prompt":
         tree = _truncate_prompt(example.tree(), example.longest_branch - max_length, has_bos=_begins_with_bos(example))
         return [] if tree is None else [tree]
-    if policy == "split" and example.is_path:
+    if policy == "split" and example.is_path and example.labels is None:
         return split(example.tree(), example.token_bytes(), max_length)
     return []
 
 
 def _begins_with_bos(example: EncodedExample) -> bool:
     ids = example.segments[0].encoded.ids
-    return bool(ids) and ids[0] == example.tokeniser.tokenizer.bos_id
+    tokenizer = example.tokeniser.tokenizer
+    first = tokenizer.special.get("cls_token")
+    return bool(ids) and ids[0] in (tokenizer.bos_id, None if first is None else tokenizer.backend.token_to_id(first))
 
 
 def _truncate_prompt(tree: TokenTree, excess: int, *, has_bos: bool) -> TokenTree | None:
@@ -59,6 +61,7 @@ def _without(tree: TokenTree, start: int, end: int) -> TokenTree:
         spans=spans[spans["end"] > spans["start"]],
         num_bytes=tree.num_bytes,
         row=tree.row,
+        labels=tree.labels,
     )
 
 

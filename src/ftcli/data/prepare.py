@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ftcli.data.formats.detect import LANGUAGE_FORMATS
 from ftcli.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -99,7 +100,13 @@ class SourceLook:
 
 
 def prepare(
-    data: Data, tokenizer: Tokenizer, *, cache_folder: Path, progress: Progress | None = None, first_rows: int | None = None
+    data: Data,
+    tokenizer: Tokenizer,
+    *,
+    cache_folder: Path,
+    progress: Progress | None = None,
+    first_rows: int | None = None,
+    formats: frozenset[str] = LANGUAGE_FORMATS,
 ) -> Prepared:
     """The token trees of all sources, tokenised where the cache does not have them.
 
@@ -109,6 +116,7 @@ def prepare(
         cache_folder: of all of ftcli's caches.
         progress: is told how far tokenising has come.
         first_rows: take only so many rows of every source.
+        formats: kinds of the formats that the objective can learn from.
 
     Raises:
         DataError: anything about any source is wrong.
@@ -121,7 +129,7 @@ def prepare(
     plans: list[_Plan] = []
     for source in _named_sources(data, problems):
         with problems.collecting():
-            plans.append(_plan(source, data, tokenizer, first_rows))
+            plans.append(_plan(source, data, tokenizer, first_rows, formats))
     problems.raise_any()
     stores: dict[Part, list[TreeStore]] = {"train": [], "evaluation": []}
     for plan in plans:
@@ -144,7 +152,9 @@ def prepare(
     return Prepared(train, evaluation, found, tuple(dict.fromkeys([*notes, *found.lines()])))
 
 
-def look(data: Data, tokenizer: Tokenizer, rows_per_source: int = DETECT_ROWS) -> list[SourceLook]:
+def look(
+    data: Data, tokenizer: Tokenizer, rows_per_source: int = DETECT_ROWS, formats: frozenset[str] = LANGUAGE_FORMATS
+) -> list[SourceLook]:
     """What the first rows of every source become, without cache and processes.
 
     Raises:
@@ -154,7 +164,7 @@ def look(data: Data, tokenizer: Tokenizer, rows_per_source: int = DETECT_ROWS) -
     looks: list[SourceLook] = []
     for source in _named_sources(data, problems):
         with problems.collecting():
-            looks.append(_look(_plan(source, data, tokenizer, rows_per_source), data, tokenizer))
+            looks.append(_look(_plan(source, data, tokenizer, rows_per_source, formats), data, tokenizer))
     problems.raise_any()
     return looks
 
@@ -163,7 +173,7 @@ def examples_of(store: TreeStore, tokenizer: Tokenizer, limit: int | None = None
     """(where, example) of the first `limit` rows that `store` has trees of, in their order: for generating answers."""
     import numpy as np
 
-    settings = store.entry.format or _detect(store.entry)
+    settings = store.entry.format or _detect(store.entry, frozenset({store.report.format}))
     wanted = set(itertools.islice(dict.fromkeys(np.asarray(store.rows).tolist()), limit))
     last = max(wanted, default=-1)
     for index, (where, row) in enumerate(itertools.islice(store.entry.source.rows(), last + 1)):
@@ -265,15 +275,19 @@ class _Plan:
             yield index, where, row
 
 
-def _plan(source: _Source, data: Data, tokenizer: Tokenizer, first_rows: int | None) -> _Plan:
+def _plan(source: _Source, data: Data, tokenizer: Tokenizer, first_rows: int | None, formats: frozenset[str]) -> _Plan:
     """The format and the policy of a source; its first row is tried, so that what stops every row stops here.
 
     Raises:
-        DataError: no format reads it, or it has no rows.
+        DataError: no format reads it, the objective cannot learn from its format, or it has no rows.
         RequestError: the tokenizer cannot do what the format needs.
     """
     entry = source.entry
-    settings = entry.format or _detect(entry)
+    settings = entry.format or _detect(entry, formats)
+    if settings.kind not in formats:
+        what = f"format `{settings.kind}` is not one that the objective learns from ({', '.join(sorted(formats))})"
+        hint = "set `objective: {kind: classification}`" if settings.kind == "label" else None
+        raise DataError(f"`{source.name}` cannot be used", [Problem(source.name, what, hint)])
     limits = [limit for limit in (entry.limit, first_rows) if limit is not None]
     where, row = next(entry.source.rows(), ("", None))
     if row is None:
@@ -284,10 +298,10 @@ def _plan(source: _Source, data: Data, tokenizer: Tokenizer, first_rows: int | N
     return _Plan(source, settings, entry.format is None, _policy(data.on_overflow, settings), min(limits, default=None), tuple(row))
 
 
-def _detect(entry: TrainSource | EvaluationSource) -> Format:
+def _detect(entry: TrainSource | EvaluationSource, formats: frozenset[str]) -> Format:
     from ftcli.data.formats.detect import detect_format
 
-    return detect_format([row for _, row in itertools.islice(entry.source.rows(), DETECT_ROWS)], entry.source.label())
+    return detect_format([row for _, row in itertools.islice(entry.source.rows(), DETECT_ROWS)], entry.source.label(), formats)
 
 
 def _policy(on_overflow: OnOverflow, settings: Format) -> Policy:

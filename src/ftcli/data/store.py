@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ftcli.data.chunks import SEGMENT, TREE, Tally, read_chunk
+from ftcli.data.chunks import SEGMENT, TREE, Tally, read_chunk, read_labels
 from ftcli.data.tree import SPAN, TokenTree
 from ftcli.units import format_count
 
@@ -134,8 +134,8 @@ def write_store(folder: Path, chunks: Sequence[Path], vocab_size: int) -> tuple[
     """
     total, row_lengths = Tally(), []
     token_dtype = NARROW if vocab_size <= np.iinfo(NARROW).max + 1 else WIDE
-    num_tokens = num_segments = num_spans = 0
-    names = ("tokens", "lengths", "trees", "segments", "spans")
+    num_tokens = num_segments = num_spans = num_label_bytes = 0
+    names = ("tokens", "lengths", "trees", "segments", "spans", "labels")
     files: dict[str, IO[bytes]] = {name: (folder / f"{name}.bin").open("wb") for name in names}
     try:
         for path in chunks:
@@ -146,16 +146,18 @@ def write_store(folder: Path, chunks: Sequence[Path], vocab_size: int) -> tuple[
             heads["token"] += num_tokens
             heads["segment"] += num_segments
             heads["span"] += num_spans
-            num_tokens, num_segments, num_spans = (
+            heads["label"] += num_label_bytes
+            num_tokens, num_segments, num_spans, num_label_bytes = (
                 num_tokens + len(arrays["tokens"]),
                 num_segments + len(arrays["segments"]),
                 num_spans + len(arrays["spans"]),
+                num_label_bytes + len(arrays["labels"]),
             )
             arrays["tokens"] = arrays["tokens"].astype(token_dtype)
             for name, file in files.items():
                 file.write(arrays[name].tobytes())
-        # One head behind the last tells where its tokens, segments and spans end.
-        files["trees"].write(np.array([(num_tokens, num_segments, num_spans, 0, -1, 0)], dtype=TREE).tobytes())
+        # One head behind the last tells where its tokens, segments, spans and labels end.
+        files["trees"].write(np.array([(num_tokens, num_segments, num_spans, num_label_bytes, 0, -1, 0)], dtype=TREE).tobytes())
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -205,6 +207,7 @@ class TreeStore:
         self._heads = _mapped(folder / "trees.bin", TREE)
         self._segments = _mapped(folder / "segments.bin", SEGMENT)
         self._spans = _mapped(folder / "spans.bin", SPAN)
+        self._labels = _mapped(folder / "labels.bin", np.dtype(np.uint8))
         self.lengths: NDArray[np.int32] = _mapped(folder / "lengths.bin", np.dtype("<i4"))
         """(N,) tokens of each tree."""
 
@@ -226,6 +229,10 @@ class TreeStore:
         """(N,) index of each tree's row in the source, counted from 0."""
         return self._heads["row"][: len(self)]
 
+    def labels(self, index: int) -> tuple[str, ...] | None:
+        """What the tree's row is said to be; None where it says nothing of the kind."""
+        return read_labels(self._labels[self._heads[index]["label"] : self._heads[index + 1]["label"]].tobytes())
+
     def where(self, index: int) -> str:
         """What to call a tree when something is wrong with it."""
         return f"{self.name} row {int(self.rows[index]) + 1}"
@@ -245,6 +252,7 @@ class TreeStore:
             spans=spans,
             num_bytes=int(head["num_bytes"]),
             row=int(head["row"]),
+            labels=self.labels(index),
         )
 
 

@@ -89,7 +89,7 @@ class Tokeniser:
                 encoded = Encoded([self.tokenizer.bos_id, *encoded.ids], [(0, 0), *encoded.offsets], [cut + 1 for cut in encoded.cuts])
             segments.append(EncodedSegment(runs, encoded, segment.parent, first))
             first += len(encoded.ids)
-        result = EncodedExample(tuple(segments), row, self)
+        result = EncodedExample(tuple(segments), row, self, example.labels)
         self._check_bos(result, where)
         return result
 
@@ -145,6 +145,10 @@ class Tokeniser:
     def _is_clean_end(self, whole: Encoded, place: int, cut: int) -> bool:
         """Whether no token covers the end of an answer and what follows, but for an end-of-turn token that swallows a line break."""
         return not _reaches_over(whole, place, cut) or whole.ids[cut - 1] in self._stripping
+
+    def continuation(self, text: str) -> list[int]:
+        """The tokens of a text that follows another, without a space in front that is not there."""
+        return self._encode_text(text, is_continued=True)[0]
 
     def _encode_text(self, text: str, *, is_continued: bool) -> tuple[list[int], Offsets]:
         """Tokens and offsets of a text, without a space in front that is not there where it continues another."""
@@ -204,6 +208,7 @@ class EncodedExample:
     segments: tuple[EncodedSegment, ...]
     row: int
     tokeniser: Tokeniser
+    labels: tuple[str, ...] | None = None
 
     @property
     def longest_branch(self) -> int:
@@ -218,7 +223,9 @@ class EncodedExample:
         return len(self.segments) == 1
 
     def has_target(self) -> bool:
-        """Whether there is a token to learn as part of an answer."""
+        """Whether there is a label, or a token to learn as part of an answer."""
+        if self.labels is not None:
+            return any(run.weight > 0 for segment in self.segments for run in segment.runs)
         return any(run.is_trained and end > start for segment in self.segments for run, start, end in segment.run_bounds())
 
     def every_turn_stops(self) -> bool:
@@ -276,6 +283,7 @@ class EncodedExample:
             spans=np.array(spans, dtype=SPAN),
             num_bytes=self.num_bytes(),
             row=self.row,
+            labels=self.labels,
         )
 
 
@@ -286,7 +294,9 @@ def _utf8_lengths(text: str) -> NDArray[np.int64]:
 
 
 def num_targets(tree: TokenTree) -> int:
-    """Tokens that are learnt as answers: no prompt, weight above 0, and with a token before them."""
+    """Tokens that are learnt as answers: no prompt, weight above 0, and with a token before them; what has a label is one target."""
+    if tree.labels is not None:
+        return 1
     return sum(end - max(start, 1) for start, end, weight, is_prompt in tree.spans.tolist() if weight > 0 and not is_prompt)
 
 

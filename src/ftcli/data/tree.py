@@ -36,6 +36,10 @@ class TokenTree:
     """UTF-8 bytes of the text of the tokens whose span is no prompt and has a weight above 0 (for bits per byte)."""
     row: int
     """Index of the row in its source, counted from 0."""
+    labels: tuple[str, ...] | None = None
+    """What the row is said to be: names of classes, or one number as text; None where the row says nothing of the kind."""
+    features: NDArray[np.float32] | None = None
+    """(D,) what a frozen base makes of the tree, where that was computed before."""
 
     def __len__(self) -> int:
         return len(self.tokens)

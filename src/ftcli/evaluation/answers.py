@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from ftcli.models.vote import is_unanimous
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ftcli.data.settings import Generate
     from ftcli.data.store import TreeStore
-    from ftcli.models.generate import Progress
+    from ftcli.models.generate import Answer, Progress
     from ftcli.models.tokenizer import Tokenizer
 
 NUM_SAMPLES = 5
@@ -44,27 +46,51 @@ def read_questions(model: nn.Module, store: TreeStore, tokenizer: Tokenizer, lim
 
 def score_answers(
     model: nn.Module, tokenizer: Tokenizer, questions: Sequence[Question], settings: Generate, progress: Progress | None
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Generate greedily and score.
 
     Returns:
         The mean of each metric in 0..1 with `examples` (how many were answered) and `stopped_ratio` (share of answers the model
-        ended itself), and the first few samples.
+        ended itself), and the first few samples. The answers of an ensemble are those its members vote for; `ensemble_scores`
+        says how they compare, and the samples show them all.
     """
-    from ftcli.models.generate import generate
+    from ftcli.models.generate import elected, member_answers
 
     if not questions:
         return {"examples": 0}, []
-    answers = generate(
-        model, tokenizer, [question.prompt for question in questions], max_new_tokens=settings.max_new_tokens, progress=progress
-    )
+    prompts = [question.prompt for question in questions]
+    groups = member_answers(model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens, progress=progress)
+    answers = [elected(group) for group in groups]
+    scores: dict[str, Any] = _mean_scores(settings, questions, answers)
+    if len(groups[0]) > 1:
+        scores |= ensemble_scores(scores, [_mean_scores(settings, questions, column) for column in zip(*groups, strict=True)])
+        scores["unanimous_ratio"] = sum(is_unanimous([answer.text for answer in group]) for group in groups) / len(groups)
+    samples = [
+        {"where": question.where, "prompt": question.prompt, "reference": question.reference, "answer": answer.text}
+        | ({"members": [member.text for member in group]} if len(group) > 1 else {})
+        for question, answer, group in list(zip(questions, answers, groups, strict=True))[:NUM_SAMPLES]
+    ]
+    return {**scores, "examples": len(answers), "stopped_ratio": sum(answer.stopped for answer in answers) / len(answers)}, samples
+
+
+def _mean_scores(settings: Generate, questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, float]:
+    """The mean of each metric over all questions."""
     pairs = list(zip(questions, answers, strict=True))
-    scores: dict[str, float] = {
+    return {
         metric.kind: sum(metric.score(answer.text, question.reference) for question, answer in pairs) / len(pairs)
         for metric in settings.metrics
     }
-    samples = [
-        {"where": question.where, "prompt": question.prompt, "reference": question.reference, "answer": answer.text}
-        for question, answer in pairs[:NUM_SAMPLES]
-    ]
-    return {**scores, "examples": len(answers), "stopped_ratio": sum(answer.stopped for answer in answers) / len(answers)}, samples
+
+
+def ensemble_scores(voted: Mapping[str, float], members: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """For each metric the best member's score and what the vote gains over it (below 0: it loses), and every member's scores.
+
+    Example:
+        >>> ensemble_scores({"exact-match": 0.75}, [{"exact-match": 0.5}, {"exact-match": 0.625}])["gain_exact-match"]
+        0.125
+    """
+    found: dict[str, Any] = {"members": {f"member-{index}": dict(scores) for index, scores in enumerate(members)}}
+    for metric, score in voted.items():
+        best = max(scores[metric] for scores in members)
+        found |= {f"best_member_{metric}": best, f"gain_{metric}": score - best}
+    return found

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ftcli.errors import Problem, RequestError, UsageError
-from ftcli.reporting.found_run import ARTEFACTS, RESOLVED_RECIPE, is_run
+from ftcli.reporting.found_run import ARTEFACTS, RESOLVED_RECIPE, has_artefact, is_run
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
+    from ftcli.models.adapters import Adapters
     from ftcli.models.tokenizer import Tokenizer
     from ftcli.recipe.recipe import Recipe
 
@@ -47,6 +50,78 @@ def open_target(target: str, *, device: str = "auto") -> Loaded:
         return _open(target, _device(device))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedAdapters:
+    """A base with adapters, one of which is in place at a time."""
+
+    adapters: Adapters
+    tokenizer: Tokenizer
+    description: str
+    """What was opened, in a few words."""
+
+
+def open_adapters(target: str, folders: Mapping[str, str], *, device: str = "auto") -> LoadedAdapters:
+    """A base model, loaded once, with adapters by name.
+
+    Args:
+        target: the base: a model folder, builtin:NAME, or a hub id; or a run that left a whole model.
+        folders: for each name a run that left an adapter, or a folder with an adapter in PEFT's layout.
+
+    Raises:
+        RequestError: the base is no plain model, or an adapter belongs to another one, or does not fit.
+    """
+    from ftcli.models.adapters import Adapters
+    from ftcli.models.fingerprint import base_fingerprint
+    from ftcli.models.quiet import quiet_libraries
+
+    with quiet_libraries():
+        loaded = _open(target, _device(device))
+        if hasattr(loaded.model, "peft_config"):
+            problem = Problem(target, f"is no plain model: {loaded.description}", "name the base itself")
+            raise RequestError("adapters go on a base model", [problem])
+        base = cast("PreTrainedModel", loaded.model)
+        fingerprint, adapters = base_fingerprint(base), Adapters(base)
+        for name, folder in folders.items():
+            adapters.add(name, _adapter_loader(name, folder, target, base, fingerprint))
+    return LoadedAdapters(adapters, loaded.tokenizer, f"{loaded.description} with {', '.join(folders)}")
+
+
+def _adapter_loader(name: str, folder: str, target: str, base: PreTrainedModel, fingerprint: str) -> Callable[[PreTrainedModel], nn.Module]:
+    """What puts the adapter on the base it was trained on.
+
+    Raises:
+        RequestError: there is none, or it was trained on another base, or on this one in another form.
+    """
+    from ftcli.methods.adapter import load_adapter
+    from ftcli.models.fingerprint import is_other_base
+    from ftcli.training.init_from import find_origin
+
+    origin = find_origin(Path(folder).expanduser())
+    where = f"--adapter {name}={folder}"
+    if origin.what != "adapter":
+        problem = Problem(where, f"holds a {origin.what}, and no adapter that can be put on a base")
+        raise RequestError("the adapter cannot be loaded", [problem])
+    is_other = is_other_base(fingerprint, origin.fingerprint) if origin.fingerprint else not _is_same_name(origin.base, target, base)
+    if is_other:
+        problem = Problem(where, f"was trained on `{origin.base}`, and this base is `{target}`")
+        raise RequestError("the adapter is of another base", [problem])
+    method = None if origin.recipe is None else origin.recipe.method
+    if method is None:
+        return lambda model: load_adapter(model, origin.folder)
+    if method.quantization() is not None:
+        problem = Problem(
+            where, f"was trained on `{origin.base}` quantised, and would compute something else here", f"ftcli generate {folder}"
+        )
+        raise RequestError("the adapter is of another base", [problem])
+    return lambda model: method.load(model, origin.folder)
+
+
+def _is_same_name(noted: str | None, target: str, base: PreTrainedModel) -> bool:
+    """Does an adapter that says nothing but a name mean this base?"""
+    names = {target, str(base.config._name_or_path), str(Path(target).expanduser().resolve())}
+    return noted is None or noted in names or str(Path(noted).expanduser().resolve()) in names
+
+
 def _open(target: str, place: torch.device) -> Loaded:
     path = Path(target).expanduser()
     if is_run(path):
@@ -66,7 +141,7 @@ def _open_run(run: Path, device: torch.device) -> Loaded:
 
     recipe = _recipe(run)
     kind = recipe.method.artefact
-    if (run / kind / ARTEFACTS[kind]).is_file():
+    if has_artefact(run, kind):
         return _open_artefact(run, recipe, device)
     checkpoints = Checkpoints(run / CHECKPOINTS, keep=1)
     steps = checkpoints.steps()
@@ -85,14 +160,18 @@ def _open_artefact(run: Path, recipe: Recipe, device: torch.device) -> Loaded:
     tokenizer = _tokenizer(recipe, folder)
     if recipe.method.artefact == "model":
         spec = Model(base=str(folder.resolve()), attention=recipe.model.attention, trust_remote_code=recipe.model.trust_remote_code)
-        return Loaded(load_model(spec, tokenizer, dtype=weights_dtype(recipe), device=device), tokenizer, f"model of run {run}")
+        return Loaded(
+            load_model(spec, tokenizer, dtype=weights_dtype(recipe), device=device, head=None if recipe.objective.head is None else "own"),
+            tokenizer,
+            f"model of run {run}",
+        )
     module = recipe.method.load(load_base(recipe, tokenizer, device), folder)
     return Loaded(module.eval(), tokenizer, f"adapter of run {run} on {recipe.model.base}")
 
 
 def _open_checkpoint(run: Path, folder: Path, device: torch.device) -> Loaded:
     from ftcli.methods.context import AttachContext
-    from ftcli.training.assemble import load_base
+    from ftcli.training.assemble import attached, load_base
     from ftcli.training.checkpoint import load_trainable, verified_state
     from ftcli.training.seeds import derive_seed, seed_torch
 
@@ -101,13 +180,14 @@ def _open_checkpoint(run: Path, folder: Path, device: torch.device) -> Loaded:
     tokenizer = _tokenizer(recipe, folder)
     base = load_base(recipe, tokenizer, device)
     seed_torch(recipe.train.seed, "attach")
-    module = recipe.method.attach(base, AttachContext(seed=derive_seed(recipe.train.seed, "method"), restoring=True))
+    module = attached(recipe, base, AttachContext(seed=derive_seed(recipe.train.seed, "method"), restoring=True))
     load_trainable(module, folder)
     return Loaded(module.eval(), tokenizer, f"checkpoint {folder.name} of run {run}")
 
 
 def _open_model(target: str, device: torch.device) -> Loaded:
     """A model by its folder or name, or a PEFT adapter with the base that it names."""
+    from ftcli.models.classifier import folder_head
     from ftcli.models.load import load_model
     from ftcli.models.locate import model_folder
     from ftcli.models.settings import Model
@@ -118,7 +198,7 @@ def _open_model(target: str, device: torch.device) -> Loaded:
         return _open_adapter(target, folder, device)
     tokenizer = load_tokenizer(target)
     reference = str(folder.resolve()) if Path(target).expanduser().is_dir() else target
-    return Loaded(load_model(Model(base=reference), tokenizer, device=device), tokenizer, target)
+    return Loaded(load_model(Model(base=reference), tokenizer, device=device, head=folder_head(folder)), tokenizer, target)
 
 
 def _open_adapter(target: str, folder: Path, device: torch.device) -> Loaded:
@@ -126,10 +206,12 @@ def _open_adapter(target: str, folder: Path, device: torch.device) -> Loaded:
     from ftcli.models.settings import Model
     from ftcli.models.tokenizer import load_tokenizer
 
-    base = _adapter_base(target, folder)
+    base = adapter_base(target, folder)
     tokenizer = load_tokenizer(str(folder) if (folder / "tokenizer.json").is_file() else base)
     model = load_model(Model(base=base), tokenizer, device=device)
     from peft import PeftModel
+
+    import ftcli.methods.bottleneck.tuner  # noqa: F401  # makes PEFT know bottleneck adapters
 
     try:
         module = PeftModel.from_pretrained(model, folder)
@@ -139,7 +221,7 @@ def _open_adapter(target: str, folder: Path, device: torch.device) -> Loaded:
     return Loaded(module.eval(), tokenizer, f"adapter {target} on {base}")
 
 
-def _adapter_base(target: str, folder: Path) -> str:
+def adapter_base(target: str, folder: Path) -> str:
     """The base that an adapter names.
 
     Raises:

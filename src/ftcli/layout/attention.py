@@ -7,7 +7,7 @@ Legend: ``H`` query heads, ``G`` key/value heads, ``T`` tokens, ``K`` tokens of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -32,14 +32,27 @@ class Forest:
     ancestors: tuple[tuple[int, ...], ...]
     """For each segment, the indices of the segments it hangs on, root first."""
     device: torch.device
+    prefix: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Keys and values of every layer, (1, G, V, K), that stand before all roots: every segment attends to them."""
 
     def to(self, device: torch.device) -> Forest:
-        return Forest(self.lengths, self.ancestors, device)
+        return replace(self, device=device)
+
+    def hung_on(self, num_tokens: int) -> Forest:
+        """The same trees hung on one root of `num_tokens`, which comes first in the batch."""
+        ancestors = tuple((0, *(index + 1 for index in above)) for above in self.ancestors)
+        return Forest((num_tokens, *self.lengths), ((), *ancestors), self.device)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        return self.prefix[0][0].shape[2] if self.prefix else 0
 
     @cached_property
     def key_lengths(self) -> tuple[int, ...]:
-        """Tokens each segment's last token attends to: its ancestors' and its own."""
-        return tuple(sum(self.lengths[a] for a in above) + own for above, own in zip(self.ancestors, self.lengths, strict=True))
+        """Tokens each segment's last token attends to: the prefix's, its ancestors' and its own."""
+        before = self.num_prefix_tokens
+        pairs = zip(self.ancestors, self.lengths, strict=True)
+        return tuple(before + sum(self.lengths[a] for a in above) + own for above, own in pairs)
 
     @cached_property
     def query_offsets(self) -> Tensor:
@@ -53,12 +66,14 @@ class Forest:
 
     @cached_property
     def key_index(self) -> Tensor | None:
-        """Index of every key along each segment's ancestors; None where no segment has any."""
-        if not any(self.ancestors):
+        """Index of every key along each segment's ancestors, after those of the prefix; None where no segment has any."""
+        before = self.num_prefix_tokens
+        if not any(self.ancestors) and not before:
             return None
-        starts = [0, *accumulate(self.lengths)]
+        starts = [before, *(before + end for end in accumulate(self.lengths))]
         paths = [(*above, index) for index, above in enumerate(self.ancestors)]
-        runs = [torch.arange(starts[s], starts[s] + self.lengths[s]) for path in paths for s in path]
+        bounds = [(starts[s], starts[s] + self.lengths[s]) for s in range(len(self.lengths))]
+        runs = [torch.arange(*run) for path in paths for run in ((0, before), *(bounds[s] for s in path))]
         return torch.cat(runs).to(self.device)
 
 
@@ -99,9 +114,20 @@ def forest_attention(
         raise ForestUnsupportedError("values of another size than queries")
     if getattr(module, "is_causal", True) is False:
         raise ForestUnsupportedError("attention is not causal")
+    if forest.prefix:
+        key, value = _after_prefix(module, key, value, forest)
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and softcap is None and dropout == 0.0:
         return _attend_varlen(query, key, value, forest, scaling, sliding_window), None
     return _attend_by_segment(query, key, value, forest, scaling, dropout, sliding_window, softcap), None
+
+
+def _after_prefix(module: nn.Module, key: Tensor, value: Tensor, forest: Forest) -> tuple[Tensor, Tensor]:
+    """Keys and values of the module's layer with those of the prefix before them."""
+    layer = getattr(module, "layer_idx", None)
+    if layer is None or len(key) != 1:
+        raise ForestUnsupportedError("the attention does not know which layer it is, so that it has no key/value prefix")
+    keys, values = forest.prefix[layer]
+    return torch.cat([keys.to(key.dtype), key], dim=2), torch.cat([values.to(value.dtype), value], dim=2)
 
 
 def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, forest: Forest, scaling: float | None, sliding_window: int | None) -> Tensor:
@@ -140,11 +166,14 @@ def _attend_by_segment(
     softcap: float | None,
 ) -> Tensor:
     """One attention per segment. `split` and not slices: the backward of a slice fills a tensor of the whole batch with zeros."""
-    queries, keys, values = (x.split(forest.lengths, dim=2) for x in (query, key, value))
+    queries, prefix = query.split(forest.lengths, dim=2), [forest.num_prefix_tokens] if forest.prefix else []
+    # The prefix, where there is one, is segment 0 of the keys and stands above every other.
+    keys, values = (x.split([*prefix, *forest.lengths], dim=2) for x in (key, value))
     outputs = []
-    for index, above in enumerate(forest.ancestors):
-        path_keys = torch.cat([*(keys[a] for a in above), keys[index]], dim=2) if above else keys[index]
-        path_values = torch.cat([*(values[a] for a in above), values[index]], dim=2) if above else values[index]
+    for index, ancestors in enumerate(forest.ancestors):
+        above, own = ((0, *(a + 1 for a in ancestors)), index + 1) if prefix else (ancestors, index)
+        path_keys = torch.cat([*(keys[a] for a in above), keys[own]], dim=2) if above else keys[own]
+        path_values = torch.cat([*(values[a] for a in above), values[own]], dim=2) if above else values[own]
         num_queries, num_keys = queries[index].shape[2], path_keys.shape[2]
         has_window = sliding_window is not None and sliding_window < num_keys
         is_plain = not above and not has_window and softcap is None

@@ -1,6 +1,7 @@
 """What one forward pass sees: the trees of a micro-batch as tensors, and the targets to be predicted.
 
-Legend: ``B`` rows (1 in the forest layout), ``L`` token slots a row, ``T = B * L`` slots, ``M`` targets, ``R`` branches.
+Legend: ``B`` rows (1 in the forest layout), ``L`` token slots a row, ``T = B * L`` slots, ``M`` targets, ``R`` branches,
+``E`` examples, ``G`` numbers of an answer, ``D`` hidden size.
 """
 
 from __future__ import annotations
@@ -13,6 +14,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ftcli.layout.attention import Forest
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the trees of a training batch come from."""
+
+    step: int
+    trees: tuple[tuple[int, int], ...]
+    """(source, tree) of each tree of the batch."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +51,14 @@ class Batch:
     """(R,) int64: slot of the last token of each branch."""
     num_tokens: int
     """Real tokens, without padding, a shared prompt counted once."""
+    origin: Origin | None = None
+    """Of a training batch, where its trees come from: what is known of them may be used again."""
+    labels: Tensor | None = None
+    """(E, G) float32: each example's right answer as its objective numbers it; None where answers are made of targets."""
+    label_weights: Tensor | None = None
+    """(E,) float32: the example's weight in the loss, beside `labels`."""
+    features: Tensor | None = None
+    """(E, D) what a frozen base makes of each example, where that is known and need not be computed."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on `device`."""

@@ -7,7 +7,8 @@ unrolled, one padded row a branch; a shared segment's targets are counted in its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from ftcli.layout.batch import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ftcli.objectives.objective import Posed
 
 Weights = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -31,6 +34,20 @@ def build_batch(layout: str, trees: Sequence[TokenTree], weights: Sequence[Weigh
         pad_id: any token id; it fills slots that are masked out by position.
     """
     return _forest_batch(trees, weights) if layout == "forest" else _rows_batch(trees, weights, pad_id)
+
+
+def build_posed(layout: str, posed: Sequence[Posed], pad_id: int = 0) -> Batch:
+    """Lay out examples as an objective puts them, with the labels and features that they have."""
+    import torch
+
+    batch = build_batch(layout, [item.tree for item in posed], [item.target_weights for item in posed], pad_id)
+    labels, features = [item.labels for item in posed], [item.tree.features for item in posed]
+    if labels[0] is not None:
+        weights = torch.tensor([item.weight for item in posed], dtype=torch.float32)
+        batch = replace(batch, labels=_tensor(np.stack(cast("list[Weights]", labels))), label_weights=weights)
+    if all(vector is not None for vector in features):
+        batch = replace(batch, features=_tensor(np.stack(cast("list[Weights]", features))))
+    return batch
 
 
 def ancestor_paths(tree: TokenTree) -> list[tuple[int, ...]]:
@@ -73,7 +90,7 @@ class _Targets:
             self.branches.append(np.full(len(chosen), branch, dtype=np.int64))
             self.examples.append(np.full(len(chosen), example, dtype=np.int64))
 
-    def columns(self) -> dict[str, Tensor]:
+    def columns(self) -> dict[str, Any]:
         integer, real = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
         return {
             "predict_from": _tensor(np.concatenate([integer, *self.predict_from])),

@@ -5,14 +5,19 @@ Data-parallel wrappers and torch.compile see an ordinary `forward`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from ftcli.errors import RequestError
 from ftcli.layout.attention import FOREST_ATTENTION, ForestUnsupportedError, register_forest_attention
 from ftcli.layout.batch import Batch
+from ftcli.layout.readout import own_logits, runs_own_head, token_logits
+from ftcli.layout.virtual import VirtualTokens, decoder_inputs, soft_prompt_members, virtual_tokens
+from ftcli.models.classifier import is_encoder
 from ftcli.models.head import head_transform, target_log_probs
 
 if TYPE_CHECKING:
@@ -48,7 +53,7 @@ class Penalty(Protocol):
 
 
 class TreeModel(nn.Module):
-    """A causal language model as seen by objectives: log-probabilities of a batch's targets."""
+    """A model as seen by objectives: log-probabilities of a batch's targets, or logits of a classifier for its branches."""
 
     def __init__(self, module: nn.Module, layout: str = "rows") -> None:
         """
@@ -60,6 +65,8 @@ class TreeModel(nn.Module):
         self.module = module
         self.ordinary_attention = ordinary_attention_name(inner_model(module))
         self.transform = head_transform(inner_model(module))
+        self.lower_layers: Callable[[Batch], AbstractContextManager[None]] | None = None
+        """Put around the decoder's forward pass where its lower layers need not be computed."""
         self.use_layout(layout)
 
     def use_layout(self, layout: str) -> None:
@@ -78,18 +85,61 @@ class TreeModel(nn.Module):
         self.layout = layout
 
     def hidden_states(self, batch: Batch) -> Tensor:
-        """(T, D) last hidden state of every token slot of the batch."""
-        options = {"attention_mask": batch.attention_mask} if batch.forest is None else {"forest": batch.forest}
-        decoder = inner_model(self.module).base_model
-        output = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **options)
-        return cast("Tensor", output.last_hidden_state.flatten(0, 1))
+        """(T, D) last hidden state of every token slot of the batch, after the soft prompt where the method has one.
+
+        Raises:
+            RequestError: several soft prompts compute together, and only their log-probabilities can be averaged.
+        """
+        members = soft_prompt_members(self.module)
+        if len(members) > 1:
+            raise RequestError("method.ensemble: an ensemble of soft prompts trains on log-probabilities only", hint="ensemble: 1")
+        return self._hidden_states(batch, virtual_tokens(self.module, members[0]) if members else None)
+
+    def _hidden_states(self, batch: Batch, virtual: VirtualTokens | None) -> Tensor:
+        """(T, D); what stands in the virtual slots is cut off."""
+        model = inner_model(self.module)
+        inputs = decoder_inputs(model, batch, virtual)
+        if is_encoder(model):
+            del inputs["position_ids"]  # an encoder may count its positions from another number than 0
+        else:
+            inputs["use_cache"] = False
+        with self.lower_layers(batch) if self.lower_layers is not None else nullcontext():
+            output = model.base_model(**inputs)
+        hidden = output.last_hidden_state
+        num_virtual = hidden.shape[1] - batch.input_ids.shape[1]
+        return cast("Tensor", hidden[:, num_virtual:].flatten(0, 1))
 
     def forward(self, batch: Batch, penalties: Sequence[Penalty] = ()) -> tuple[Tensor, Tensor] | Tensor:
-        """(M,) float32 log-probability of each target of the batch, in nats; with penalties, their sum beside it."""
+        """(M,) float32 log-probability of each target of the batch, in nats; of a classifier (R, C) logits. With penalties, their
+        sum beside it.
+
+        Of an ensemble of soft prompts it is the members' mean, so that its loss is the mean of their losses.
+        """
+        model = inner_model(self.module)
+        if not penalties and batch.features is not None:
+            return cast("Tensor", model.score(batch.features))  # type: ignore[operator]
+        if runs_own_head(model):
+            if penalties:
+                raise RequestError("method: its penalty needs hidden states, which the head of this encoder does not give")
+            return own_logits(model, batch)
+        members = soft_prompt_members(self.module)
+        if len(members) > 1 and not penalties:
+            states = (self._hidden_states(batch, virtual_tokens(self.module, member)) for member in members)
+            return torch.stack([self._outputs(batch, hidden) for hidden in states]).mean(dim=0)
         hidden = self.hidden_states(batch)
-        head = inner_model(self.module).get_output_embeddings()
-        log_probs = target_log_probs(hidden[batch.predict_from], batch.targets, head, self.transform)
+        outputs = self._outputs(batch, hidden)
         if not penalties:
-            return log_probs
+            return outputs
         # In the same forward pass, so that data-parallel wrappers see one.
-        return log_probs, torch.stack([penalty.loss_sum(self, batch, hidden) for penalty in penalties]).sum()
+        return outputs, torch.stack([penalty.loss_sum(self, batch, hidden) for penalty in penalties]).sum()
+
+    def log_probs_after(self, batch: Batch, prefix: VirtualTokens | None) -> Tensor:
+        """(M,) what `forward` gives, with tokens computed before standing in front of all trees."""
+        return cast("Tensor", self(batch)) if prefix is None else self._outputs(batch, self._hidden_states(batch, prefix))
+
+    def _outputs(self, batch: Batch, hidden: Tensor) -> Tensor:
+        model = inner_model(self.module)
+        if (logits := token_logits(model, hidden, batch)) is not None:
+            return logits
+        head = model.get_output_embeddings()
+        return target_log_probs(hidden[batch.predict_from], batch.targets, head, self.transform)

@@ -19,6 +19,8 @@ from ftcli.errors import RequestError
 from ftcli.layout.attention import ForestUnsupportedError
 from ftcli.layout.build import ancestor_paths, build_batch, leaf_segments
 from ftcli.layout.model import TreeModel, inner_model
+from ftcli.layout.virtual import soft_prompt_members
+from ftcli.models.classifier import POOLING_FIELD, has_token_head, is_classifier, is_encoder
 
 # How far apart two orders of summation may be, relative to the largest value compared, per dtype of the weights.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -83,7 +85,7 @@ def choose_layout(model: TreeModel, trees: Sequence[TokenTree], requested: str, 
 @dataclass(frozen=True, slots=True)
 class _Measured:
     log_probs: Tensor
-    """(M,) in the order of (example, branch, position)."""
+    """(M,) in the order of (example, branch, position); of a classifier (R, C) logits."""
     gradients: tuple[Tensor, ...]
 
 
@@ -165,7 +167,11 @@ def _compared_parameters(model: TreeModel) -> list[nn.Parameter]:
 
 def _require_own_log_probs(model: TreeModel, trees: Sequence[TokenTree], rows: _Measured, device: torch.device) -> None:
     """The rows layout must give what the model itself gives for each branch alone, with its own head."""
-    own = own_log_probs(inner_model(model.module), trees, device)
+    if is_classifier(inner_model(model.module)):
+        own = own_class_logits(model, trees, device)
+    else:
+        # A soft prompt is no part of the model inside: there PEFT's own forward pass is what rows must equal.
+        own = _mean_own_log_probs(model.module, trees, device)
     difference = float((own - rows.log_probs).abs().max())
     tolerance = TOLERANCE.get(inner_model(model.module).dtype, 5e-2) * max(1.0, float(own.abs().max()))
     if not difference <= tolerance:
@@ -173,6 +179,40 @@ def _require_own_log_probs(model: TreeModel, trees: Sequence[TokenTree], rows: _
             f"this model's own log-probabilities differ by {difference:.1e} nats from those of its decoder and head",
             hint="its forward pass does something to the logits that ftcli does not know; please report the architecture",
         )
+
+
+def _mean_own_log_probs(module: nn.Module, trees: Sequence[TokenTree], device: torch.device) -> Tensor:
+    """`own_log_probs` of the module as it computes alone, of an ensemble of soft prompts their mean."""
+    members = soft_prompt_members(module)
+    if not members:
+        return own_log_probs(inner_model(module), trees, device)
+    active, found = module.active_adapter, []
+    for member in members:
+        module.set_adapter(member)  # type: ignore[operator]
+        found.append(own_log_probs(module, trees, device))
+    module.set_adapter(active)  # type: ignore[operator]
+    return torch.stack(found).mean(dim=0)
+
+
+@torch.no_grad()
+def own_class_logits(model: TreeModel, trees: Sequence[TokenTree], device: torch.device) -> Tensor:
+    """(R, C) logits of every branch alone: of the model's ordinary forward pass, or where it does not pool so, of the rows layout."""
+    inner = inner_model(model.module)
+    pad_id, inner.config.pad_token_id = inner.config.pad_token_id, None
+    is_replaced = is_encoder(inner) and has_token_head(inner)
+    has_own = getattr(inner.config, POOLING_FIELD, None) is None and not is_replaced and not soft_prompt_members(model.module)
+    parts = []
+    try:
+        for tree in trees:
+            bounds = tree.segment_bounds()
+            for leaf in leaf_segments(tree):
+                tokens = np.concatenate([tree.tokens[slice(*bounds[s])] for s in (*ancestor_paths(tree)[leaf], leaf)])
+                batch = build_batch("rows", [_path(tokens)], [np.zeros(len(tokens), dtype=np.float32)]).to(device)
+                parts.append(model.module(input_ids=batch.input_ids).logits if has_own else model(batch))
+    finally:
+        # Without a padding token the last token of a single row is the last, whatever it is.
+        inner.config.pad_token_id = pad_id
+    return torch.cat(parts).float()
 
 
 @torch.no_grad()
@@ -189,7 +229,8 @@ def own_log_probs(model: nn.Module, trees: Sequence[TokenTree], device: torch.de
             tokens = torch.from_numpy(np.concatenate([tree.tokens[slice(*bounds[s])] for s in path]).astype(np.int64)).to(device)
             new = np.concatenate([np.full(bounds[s][1] - bounds[s][0], s not in listed) for s in path])
             listed.update(path)
-            log_probs = model(input_ids=tokens[None], use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
+            logits = model(input_ids=tokens[None], use_cache=False).logits[0, -len(tokens) : -1]
+            log_probs = logits.float().log_softmax(dim=-1)
             chosen = log_probs.gather(1, tokens[1:, None]).squeeze(1)
             parts.append(chosen[torch.from_numpy(new[1:]).to(device)])
     return torch.cat(parts)

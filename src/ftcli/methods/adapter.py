@@ -9,6 +9,7 @@ touched, the start is the identity, and the adapter that is saved (of twice the 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -22,7 +23,7 @@ from ftcli.models.quantisation import dequantised_weight, is_quantised, requanti
 from ftcli.models.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 MergeTarget = Literal["dequantised", "original", "requantised"]
@@ -92,6 +93,16 @@ def set_factors(layer: Any, factors: tuple[Tensor, Tensor], *, keep_initial: boo
             parametrize.register_parametrization(linear, "weight", Joined(sign * linear.weight.data, dim), unsafe=True)
 
 
+def freeze_beside(layer: Any, factor_a: Tensor, factor_b: Tensor, scaling: float) -> None:
+    """Add a frozen product, ``scaling * factor_b @ factor_a``, to what `layer` computes; it is saved as a part of A and B."""
+    own = layer.scaling[ADAPTER]
+    for linear, factor, dim in zip(
+        (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]), (factor_a, factor_b * (scaling / own)), (0, 1), strict=True
+    ):
+        frozen = factor.to(linear.weight.device, linear.weight.dtype)
+        parametrize.register_parametrization(linear, "weight", Joined(frozen, dim), unsafe=True)
+
+
 def settle_magnitudes(module: nn.Module) -> None:
     """Set DoRA's magnitudes to the base's row lengths in float32; PEFT rounds them to the base's dtype, and the start is no identity."""
     for _, layer in lora_layers(module):
@@ -105,11 +116,13 @@ def settle_trained_copies(module: nn.Module) -> None:
     first_of: dict[int, nn.Module] = {}
     for _, wrapper in trained_copies(module):
         original, copy = wrapper.original_module, wrapper.modules_to_save[ADAPTER]
-        dtype = original.weight.dtype
+        dtype = next(original.parameters()).dtype
         if dtype != torch.float32:
             copy.float()
             copy.register_forward_pre_hook(lambda _, inputs: tuple(x.float() if x.is_floating_point() else x for x in inputs))
             copy.register_forward_hook(lambda _, inputs, output, dtype=dtype: output.to(dtype))
+        if not hasattr(original, "weight"):
+            continue  # the head of a classifier, made of several layers
         first = first_of.setdefault(id(original.weight), copy)
         if first is not copy:
             copy.weight = first.weight
@@ -128,7 +141,7 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
         raise TypeError(f"expected a PEFT model, found {type(module).__name__}")
     state = module.state_dict()
     is_joined = False
-    for name, layer in lora_layers(module):
+    for name, layer in lora_layers(module) if is_lora(module) else ():
         for factor in ("lora_A", "lora_B"):
             linear = getattr(layer, factor)[ADAPTER]
             if parametrize.is_parametrized(linear):
@@ -140,63 +153,98 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     save_file(own, folder / WEIGHTS_FILE, {"format": "pt"})
-    _write_config(module, folder, rank_factor=2 if is_joined else 1)
+    _write_config(module, folder, is_joined)
 
 
-def _write_config(module: PeftModel, folder: Path, rank_factor: int) -> None:
-    """The configuration with `rank_factor` times the rank and the same scaling."""
+def _write_config(module: PeftModel, folder: Path, is_joined: bool) -> None:
+    """The configuration with the ranks that the factors have, and the same scaling."""
     config = cast("dict[str, Any]", module.peft_config[ADAPTER].to_dict())
-    alpha_factor = rank_factor**0.5 if config["use_rslora"] else float(rank_factor)
     config |= {
-        "r": config["r"] * rank_factor,
-        "lora_alpha": config["lora_alpha"] * alpha_factor,
-        "rank_pattern": {name: rank * rank_factor for name, rank in config["rank_pattern"].items()},
-        "alpha_pattern": {name: alpha * alpha_factor for name, alpha in config["alpha_pattern"].items()},
         "inference_mode": True,
         "base_model_name_or_path": cast("PreTrainedModel", module.get_base_model()).config._name_or_path,
     }
+    if is_joined:
+        config |= _joined_ranks(module, config["use_rslora"])
     text = json.dumps({key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.items())}, indent=2)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+def _joined_ranks(module: PeftModel, is_rslora: bool) -> dict[str, Any]:
+    """Rank and alpha of every layer as its factors are; the most frequent ones for all, the others by name."""
+    found = {}
+    for name, layer in lora_layers(module.get_base_model()):
+        rank = len(layer.lora_A[ADAPTER].weight)
+        # rounded: what was divided and is multiplied again comes out as it was
+        found[name] = rank, round(layer.scaling[ADAPTER] * (rank**0.5 if is_rslora else rank), 9)
+    (rank, alpha), _ = Counter(found.values()).most_common(1)[0]
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: own for name, (own, _) in found.items() if own != rank},
+        "alpha_pattern": {name: own for name, (_, own) in found.items() if own != alpha},
+    }
+
+
+def is_lora(module: PeftModel) -> bool:
+    """Is the adapter LoRA (with its variants), and no other of PEFT's types?"""
+    return module.peft_config[ADAPTER].peft_type == "LORA"
+
+
+def load_adapter(base: PreTrainedModel, folder: Path, peft_type: str | None = None) -> PeftModel:
     """The adapter of `folder` put on `base`, in evaluation mode and frozen, every tensor of the file in its place.
 
+    Args:
+        peft_type: what it has to be, in PEFT's capitals; None for any.
+
     Raises:
-        RequestError: the folder holds no LoRA adapter, or one that does not fit the base.
+        RequestError: the folder holds no adapter of that type, or one that does not fit the base.
     """
     from peft import get_peft_model, set_peft_model_state_dict
 
-    config = _read_config(folder)
-    tensors = _read_tensors(folder)
+    config = read_config(folder, peft_type)
+    tensors = read_tensors(folder)
     with quiet_libraries():
         try:
             module = cast("PeftModel", get_peft_model(base, config))
-        except ValueError as error:
+        except (ValueError, TypeError, NotImplementedError) as error:
             raise _unfit(folder, [str(error).splitlines()[0]]) from error
-        _check_tensors(folder, module, tensors)
+        check_tensors(folder, module, tensors)
         settle_trained_copies(module)
         set_peft_model_state_dict(module, tensors)
     return module.requires_grad_(False).eval()
 
 
-def _read_config(folder: Path) -> LoraConfig:
-    from peft import LoraConfig
+def read_config(folder: Path, peft_type: str | None = None) -> PeftConfig:
+    """The adapter's configuration.
+
+    Raises:
+        RequestError: there is none, or one of another type than `peft_type`.
+    """
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     try:
         fields = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _unfit(folder, [f"cannot read {CONFIG_FILE}: {error}"]) from error
-    if fields.get("peft_type") != "LORA":
-        raise _unfit(folder, [f"peft_type is `{fields.get('peft_type')}`, not `LORA`"])
+    found = fields.get("peft_type") if isinstance(fields, dict) else None
+    if found != (peft_type or found) or found not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise _unfit(folder, [f"peft_type is `{found}`, not {f'`{peft_type}`' if peft_type else 'one that PEFT knows'}"])
     with quiet_libraries():
-        config = LoraConfig.from_peft_type(**fields)
-    assert isinstance(config, LoraConfig)
+        try:
+            config = PeftConfig.from_peft_type(**fields)
+        except (ValueError, TypeError) as error:
+            raise _unfit(folder, [f"{CONFIG_FILE}: {str(error).splitlines()[0]}"]) from error
     config.inference_mode = True
-    return config
+    return cast("PeftConfig", config)
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The adapter's weights by the names in its file.
+
+    Raises:
+        RequestError: there are none, or the file is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -206,7 +254,12 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         raise _unfit(folder, [f"cannot read {WEIGHTS_FILE}: {error}"]) from error
 
 
-def _check_tensors(folder: Path, module: PeftModel, tensors: dict[str, Tensor]) -> None:
+def check_tensors(folder: Path, module: PeftModel, tensors: dict[str, Tensor]) -> None:
+    """Refuse weights that are not exactly those of `module`'s adapter.
+
+    Raises:
+        RequestError: a tensor is missing, has no place, or is of another shape.
+    """
     from peft import get_peft_model_state_dict
 
     expected = get_peft_model_state_dict(module, save_embedding_layers=False)
@@ -232,7 +285,7 @@ def _unfit(folder: Path, problems: list[str]) -> RequestError:
 def merge_adapter(module: nn.Module, target: MergeTarget = "dequantised", original: PreTrainedModel | None = None) -> PreTrainedModel:
     """The base model with the adapter folded into plain weights, computed in float32 and rounded once; `module` is used up.
 
-    W + s * B @ A, for DoRA with every row scaled to its learnt length.
+    W + s * B @ A, for DoRA with every row scaled to its learnt length; other types than LoRA fold by their own formula.
 
     Args:
         target: what a quantised base becomes: the weights it computed with (the only target that equals the adapter), the weights
@@ -244,6 +297,11 @@ def merge_adapter(module: nn.Module, target: MergeTarget = "dequantised", origin
     if not isinstance(module, PeftModel):
         raise TypeError(f"expected a PEFT model, found {type(module).__name__}")
     model = cast("PreTrainedModel", module.get_base_model())
+    if not is_lora(module):
+        from ftcli.methods.peft_merge import merge_layers
+
+        merge_layers(model)
+        return _as_plain(model)
 
     def target_weight(name: str, base: nn.Module) -> Tensor:
         return plain_weight(base if original is None else original.get_submodule(name))
@@ -255,13 +313,18 @@ def merge_adapter(module: nn.Module, target: MergeTarget = "dequantised", origin
             if target == "requantised" and is_quantised(base):
                 merged = requantised_weight(base, merged)
             model.set_submodule(name, _plain_layer(base, merged, model.dtype))
-        for name, wrapper in list(trained_copies(model)):
-            for original, trained in zip(wrapper.original_module.parameters(), wrapper.modules_to_save[ADAPTER].parameters(), strict=True):
-                original.data = trained.data.to(original.dtype)
-            model.set_submodule(name, wrapper.original_module)
         for name, layer in list(model.named_modules()):
             if is_quantised(layer):
                 model.set_submodule(name, _plain_layer(layer, target_weight(name, layer), model.dtype))
+    return _as_plain(model)
+
+
+def _as_plain(model: PreTrainedModel) -> PreTrainedModel:
+    """`model`, its adapters merged, with the copies that were trained in place of their originals and no trace of the wrapping."""
+    for name, wrapper in list(trained_copies(model)):
+        for original, trained in zip(wrapper.original_module.parameters(), wrapper.modules_to_save[ADAPTER].parameters(), strict=True):
+            original.data = trained.data.to(original.dtype)
+        model.set_submodule(name, wrapper.original_module)
     _forget_wrapping(model)
     model.requires_grad_(True).eval()
     return model

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from ftcli.models.tokenizer import Tokenizer
+
 
 @dataclass(frozen=True)
 class AttachContext:
@@ -23,3 +25,7 @@ class AttachContext:
     """The base model as it is before quantisation, on CPU."""
     restoring: bool = False
     """The trained weights are loaded right after, so an initialisation that only sets them can be left out."""
+    tokenizer: Tokenizer | None = None
+    """For initialisations from text."""
+    answers: Callable[[int], list[list[int]]] | None = None
+    """Token ids of the n most frequent answers in the training data."""

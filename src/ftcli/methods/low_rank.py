@@ -91,7 +91,7 @@ class LowRank(MethodSettings):
         """The saved adapter on a fresh `base`."""
         from ftcli.methods.adapter import load_adapter
 
-        return load_adapter(base, folder)
+        return load_adapter(base, folder, "LORA")
 
     def merge(self, module: nn.Module) -> PreTrainedModel:
         """The base with the adapter folded into plain weights; a quantised base becomes its dequantised self."""
@@ -115,13 +115,14 @@ class LowRank(MethodSettings):
         from transformers.pytorch_utils import Conv1D
 
         from ftcli.methods.targets import extra_names, rank_of_each, shortest_suffixes, target_names
+        from ftcli.models.classifier import head_names, task_type
 
-        extra = extra_names(model, self.extra_trained_modules)
+        extra = [*extra_names(model, self.extra_trained_modules), *head_names(model)]
         targets = target_names(model, self.target_modules, extra)
         ranks = rank_of_each(targets, self.rank, self.rank_pattern)
         others = {name: rank for name, rank in ranks.items() if rank != self.rank}
         config = LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type=task_type(model),
             r=self.rank,
             lora_alpha=self.alpha_of(self.rank),  # type: ignore[arg-type]  # PEFT divides it, a float is as good
             lora_dropout=self.dropout,

@@ -54,7 +54,7 @@ def target_names(model: PreTrainedModel, patterns: str | Sequence[str], excluded
     if isinstance(patterns, str):
         head = model.get_output_embeddings()
         return [name for name in names if model.get_submodule(name) is not head]
-    problems = [_no_match("method.target_modules", pattern, names, "linear layer") for pattern in patterns if not _any(names, pattern)]
+    problems = [no_match("method.target_modules", pattern, names, "linear layer") for pattern in patterns if not _any(names, pattern)]
     tied_head = head_name(model) if is_tied(model) else None
     for index, pattern in enumerate(patterns):
         if tied_head is not None and matches(tied_head, pattern) and not _any(names, pattern):
@@ -75,7 +75,7 @@ def extra_names(model: PreTrainedModel, patterns: Sequence[str]) -> list[str]:
     from ftcli.models.quantisation import is_quantised
 
     names = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters(recurse=False))]
-    problems = [_no_match("method.extra_trained_modules", pattern, names, "module") for pattern in patterns if not _any(names, pattern)]
+    problems = [no_match("method.extra_trained_modules", pattern, names, "module") for pattern in patterns if not _any(names, pattern)]
     chosen = [name for name in names if any(matches(name, pattern) for pattern in patterns)]
     problems += [
         Problem("method.extra_trained_modules", f"`{name}` is quantised, and quantised weights cannot be trained", "use kind: lora")
@@ -96,7 +96,7 @@ def rank_of_each(names: Sequence[str], rank: int, rank_pattern: dict[str, int]) 
     Raises:
         RequestError: a pattern that matches no target.
     """
-    problems = [_no_match("method.rank_pattern", pattern, names, "target") for pattern in rank_pattern if not _any(names, pattern)]
+    problems = [no_match("method.rank_pattern", pattern, names, "target") for pattern in rank_pattern if not _any(names, pattern)]
     if problems:
         raise RequestError("the method does not fit the model", problems)
     return {name: next((value for pattern, value in rank_pattern.items() if matches(name, pattern)), rank) for name in names}
@@ -133,7 +133,7 @@ def _any(names: Collection[str], pattern: str) -> bool:
     return any(matches(name, pattern) for name in names)
 
 
-def _no_match(where: str, pattern: str, names: Sequence[str], noun: str) -> Problem:
+def no_match(where: str, pattern: str, names: Sequence[str], noun: str) -> Problem:
     endings = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     shown = ", ".join(endings[:_LISTED]) + (f", ... and {len(endings) - _LISTED} more" if len(endings) > _LISTED else "")
     return Problem(where, f"`{pattern}` matches no {noun} (there are: {shown})", did_you_mean(pattern, endings))

@@ -3,7 +3,8 @@
 A batch is left-padded and made of prompts of similar length, so that little padding is computed and an answer does not depend on
 what it was batched with. Decoding is plain: greedy unless asked otherwise, and whatever a model's generation_config.json says
 about sampling or penalties is left out, so that a score depends on the weights alone.
-Legend: ``B`` prompts in a batch, ``L`` tokens of its longest prompt, ``N`` new tokens.
+A soft prompt stands right before the text, after the padding; the members of an ensemble answer as rows of one batch, and vote.
+Legend: ``B`` rows in a batch, ``L`` tokens of its longest prompt, ``N`` new tokens.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ftcli.errors import Problem, RequestError
+from ftcli.models.vote import vote
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import GenerationConfig, PreTrainedModel
 
@@ -44,6 +47,8 @@ class Answer:
     """Its token ids, without the one that ended it."""
     stopped: bool
     """Whether the model ended it; False where it was cut at `max_new_tokens` or the end of the context."""
+    log_prob: float | None = None
+    """In nats, summed over its tokens and the one that ended it; only an ensemble, which votes, keeps it."""
 
 
 def generate(
@@ -59,7 +64,7 @@ def generate(
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> list[Answer]:
-    """One answer per prompt, in the order of the prompts.
+    """One answer per prompt, in the order of the prompts; where the model is an ensemble, the one its members vote for.
 
     Args:
         model: a transformers model, or a PEFT model around one; left in the attention and the mode it was in.
@@ -72,22 +77,64 @@ def generate(
     Raises:
         RequestError: a prompt is empty, or leaves no room for an answer in the model's context.
     """
+    options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+    groups = member_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress, **options)
+    return [elected(group) for group in groups]
+
+
+def elected(group: Sequence[Answer]) -> Answer:
+    """The answer that the members of an ensemble vote for; of a group of one, itself."""
+    return group[0] if len(group) == 1 else group[vote([answer.text for answer in group], [answer.log_prob or 0.0 for answer in group])]
+
+
+def member_answers(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+) -> list[list[Answer]]:
+    """The answers of every member of an ensemble to each prompt, in one batch; of any other model, its one answer.
+
+    The arguments are those of `generate`; `batch_size` counts rows, one for every member.
+    """
     import torch
+
+    from ftcli.layout.virtual import soft_prompt_members
+    from ftcli.models.prompted import LogProbRecorder
 
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     room = [_room_for_answer(model, ids, max_new_tokens, f"prompt {index + 1}") for index, ids in enumerate(encoded)]
-    answers: list[Answer | None] = [None] * len(prompts)
+    num_members = max(1, len(soft_prompt_members(model)))
+    answers: list[list[Answer]] = [[] for _ in prompts]
     done = 0
     with ordinary_attention(model), torch.inference_mode(), torch.random.fork_rng(devices=_cuda_devices(model)):
         torch.manual_seed(seed)
-        for batch in _batches([len(ids) for ids in encoded], room, batch_size):
+        lengths = [len(ids) for ids in encoded]
+        is_strict = _padding_matters(model, max((n + r for n, r in zip(lengths, room, strict=True)), default=0))
+        for batch in _batches(lengths, room, max(1, batch_size // num_members), of_one_length=is_strict):
             settings = _generation_config(tokenizer, room[batch[0]], temperature, top_p, top_k)
-            for index, new in zip(batch, _continue(model, [encoded[index] for index in batch], settings), strict=True):
-                answers[index] = _answer(tokenizer, encoded[index], new)
+            recorder = LogProbRecorder() if num_members > 1 else None
+            options = {} if recorder is None else {"logits_processor": [recorder]}
+            rows = _continue(model, [encoded[index] for index in batch], settings, **options)
+            for position, new in enumerate(rows):
+                index = batch[position // num_members]
+                answer = _answer(tokenizer, encoded[index], new)
+                answers[index].append(
+                    answer
+                    if recorder is None
+                    else replace(answer, log_prob=recorder.log_prob(position, new[: len(answer.tokens) + int(answer.stopped)]))
+                )
             done += len(batch)
             if progress is not None:
                 progress.update(done, len(prompts), "generating answers")
-    return cast("list[Answer]", answers)
+    return answers
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -117,8 +164,15 @@ def stream(
 ) -> Iterator[str]:
     """The answer to one prompt in pieces of whole characters, as soon as they are certain; together, the text of `generate`.
 
-    Closing the iterator ends the work before the next token. The arguments are those of `generate`.
+    Closing the iterator ends the work before the next token. An ensemble has to vote first: its answer comes in one piece.
+    The arguments are those of `generate`.
     """
+    from ftcli.layout.virtual import soft_prompt_members
+
+    if len(soft_prompt_members(model)) > 1:
+        choice: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+        yield generate(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, **choice)[0].text
+        return
     ids = prompt_ids(tokenizer, prompt)
     settings = _generation_config(tokenizer, _room_for_answer(model, ids, max_new_tokens, "prompt"), temperature, top_p, top_k)
     pieces = PieceDecoder(tokenizer, ids)
@@ -179,8 +233,11 @@ def ordinary_attention(model: nn.Module) -> Iterator[None]:
 
     from ftcli.layout.attention import FOREST_ATTENTION
     from ftcli.layout.model import inner_model
+    from ftcli.models.classifier import is_classifier
 
     inner = inner_model(model)
+    if is_classifier(inner):
+        raise RequestError("this model answers with labels, not with text", hint="ftcli predict RUN --data rows.jsonl")
     attention, defaults = inner.config._attn_implementation, inner.generation_config
     training = [module for module in model.modules() if module.training]
     try:
@@ -198,11 +255,12 @@ def ordinary_attention(model: nn.Module) -> Iterator[None]:
 
 
 def context_length(model: nn.Module) -> int | None:
-    """Tokens the model can see at once; None where its configuration names no limit."""
+    """Tokens the model can see at once, without those of its soft prompt; None where its configuration names no limit."""
     from ftcli.layout.model import inner_model
+    from ftcli.layout.virtual import num_virtual_tokens
 
     length = getattr(inner_model(model).config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
+    return length - num_virtual_tokens(model) if isinstance(length, int) and length > 0 else None
 
 
 def _own_attention(inner: PreTrainedModel) -> str:
@@ -223,15 +281,26 @@ def _room_for_answer(model: nn.Module, ids: Sequence[int], max_new_tokens: int, 
     return min(max_new_tokens, length - len(ids))
 
 
-def _batches(lengths: Sequence[int], room: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices of prompts that are answered together: similar lengths, the same room, the longest first.
+def _padding_matters(model: nn.Module, num_tokens: int) -> bool:
+    """Whether padding would change answers: it stands between a key/value prefix and the text, and a window counts it."""
+    from ftcli.layout.model import inner_model
+    from ftcli.layout.virtual import has_prefix, num_virtual_tokens
+
+    config = inner_model(model).config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return has_prefix(model) and any(window is not None and num_virtual_tokens(model) + num_tokens > window for window in windows)
+
+
+def _batches(lengths: Sequence[int], room: Sequence[int], batch_size: int, of_one_length: bool = False) -> Iterator[list[int]]:
+    """Indices of prompts that are answered together: similar lengths (or equal ones), the same room, the longest first.
 
     The longest go first so that what does not fit in memory fails at once.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-room[index], -lengths[index], index))
     batch: list[int] = []
     for index in order:
-        if batch and (len(batch) == batch_size or room[index] != room[batch[0]]):
+        is_other = bool(batch) and (room[index] != room[batch[0]] or (of_one_length and lengths[index] != lengths[batch[0]]))
+        if len(batch) == batch_size or is_other:
             yield batch
             batch = []
         batch.append(index)
@@ -262,20 +331,22 @@ def _padding(tokenizer: Tokenizer) -> int:
 
 
 def _continue(model: nn.Module, prompts: Sequence[Sequence[int]], settings: GenerationConfig, **options: Any) -> list[list[int]]:
-    """The up to N tokens after each of B prompts, with the stop token, and with padding after it."""
+    """The up to N tokens after each prompt, with the stop token, and with padding after it; a row for each member of an ensemble."""
     import torch
+
+    from ftcli.layout.virtual import soft_prompt_members
 
     longest = max(map(len, prompts))
     padded = [[settings.pad_token_id] * (longest - len(ids)) + list(ids) for ids in prompts]
     mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
     device = next(model.parameters()).device
+    input_ids, attention_mask = torch.tensor(padded, device=device), torch.tensor(mask, device=device)
+    if soft_prompt_members(model):
+        from ftcli.models.prompted import continue_prompted
+
+        return continue_prompted(model, input_ids, attention_mask, settings, **options)
     run = cast("Callable[..., torch.Tensor]", model.generate)
-    output = run(
-        input_ids=torch.tensor(padded, device=device),
-        attention_mask=torch.tensor(mask, device=device),
-        generation_config=settings,
-        **options,
-    )
+    output = run(input_ids=input_ids, attention_mask=attention_mask, generation_config=settings, **options)
     return output[:, longest:].tolist()
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ftcli.errors import Problem, RequestError, did_you_mean
+from ftcli.models.classifier import ClassHead, configure, fresh_modules, is_classifier, is_head_tensor, settle_pooling
 from ftcli.models.locate import model_folder
 from ftcli.models.quiet import quiet_libraries
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from ftcli.models.settings import Model
     from ftcli.models.tokenizer import Tokenizer
 
+HeadChoice = ClassHead | Literal["own"] | None
+"""The head of a model: a fresh classification head, the one in its folder, or that of a language model."""
 _LISTED = 10
 
 
@@ -62,6 +67,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     seed: int = 0,
+    head: HeadChoice = None,
 ) -> PreTrainedModel:
     """The base model on `device`, in evaluation mode, complete.
 
@@ -69,7 +75,8 @@ def load_model(
         tokenizer: its tokens must all have a row in the embedding; None for no such check.
         quantization: how linear weights are stored; None keeps them as they are.
         dtype: of the weights that are not quantised; `auto` is float32 on CPU and beside quantised weights, else the model's own.
-        seed: of the random weights of an `init`.
+        seed: of the random weights of an `init` and of a fresh head.
+        head: a classification head instead of the language model's.
 
     Raises:
         RequestError: weights are missing, left over, of other shapes or unreadable; or the tokenizer has more tokens than the model.
@@ -81,10 +88,11 @@ def load_model(
     target = _torch_dtype(dtype, str(device), quantization)
     with quiet_libraries():
         if model.init is None:
-            loaded = _from_folder(_folder(model), model, quantization, target, device)
+            with _seeded(seed):
+                loaded = _from_folder(_folder(model), model, quantization, target, device, head, _pad_id(tokenizer))
             loaded.config._name_or_path = cast(str, model.base)
         else:
-            loaded = _from_init(model, tokenizer, quantization, target, device, seed)
+            loaded = _from_init(model, tokenizer, quantization, target, device, seed, head)
     _check_embedding(loaded, tokenizer)
     _settle_tying(loaded)
     _settle_generation(loaded)
@@ -102,7 +110,7 @@ def load_weights(folder: Path, *, like: PreTrainedModel) -> PreTrainedModel:
 
     spec = Model(base=str(folder), attention="eager" if like.config._attn_implementation == "eager" else "auto")
     with quiet_libraries():
-        loaded = _from_folder(Path(folder), spec, None, like.dtype, like.device)
+        loaded = _from_folder(Path(folder), spec, None, like.dtype, like.device, "own" if is_classifier(like) else None)
     loaded.eval()
     return loaded
 
@@ -128,11 +136,40 @@ def as_pretrained(module: nn.Module) -> PreTrainedModel:
     return module
 
 
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random weights inside depend on `seed` alone, and leave no trace."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _pad_id(tokenizer: Tokenizer | None) -> int | None:
+    """What fills rows: the padding token, or the end token where there is none."""
+    if tokenizer is None:
+        return None
+    return tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
+
+
+def _model_class(head: HeadChoice) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
+
+
 def _from_folder(
-    folder: Path, model: Model, quantization: Quantization | None, dtype: torch.dtype | str, device: str | torch.device
+    folder: Path,
+    model: Model,
+    quantization: Quantization | None,
+    dtype: torch.dtype | str,
+    device: str | torch.device,
+    head: HeadChoice = None,
+    pad_id: int | None = None,
 ) -> PreTrainedModel:
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from ftcli.models.quantisation import loading_arguments, settle
 
@@ -140,8 +177,14 @@ def _from_folder(
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": _attention(model), "device_map": {"": str(device)}}
     if quantization is not None:
         arguments |= loading_arguments(quantization, str(device))
+        if head is not None:
+            # A head that trains cannot be quantised.
+            arguments["quantization_config"].llm_int8_skip_modules = ["score", "classifier", "pooler", "head"]
     try:
-        result: Any = AutoModelForCausalLM.from_pretrained(
+        if isinstance(head, ClassHead):
+            arguments["config"] = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+            configure(arguments["config"], head, pad_id)
+        result: Any = _model_class(head).from_pretrained(
             folder,
             use_safetensors=True,
             local_files_only=True,
@@ -156,10 +199,19 @@ def _from_folder(
             raise
         raise _unreadable(model, "its weights", error) from error
     loaded: PreTrainedModel = result[0]
-    _check_complete(model, result[1])
+    info = _without_head(result[1], loaded) if isinstance(head, ClassHead) else result[1]
+    _check_complete(model, info)
     if quantization is not None:
         settle(loaded, quantization, str(device))
     return loaded
+
+
+def _without_head(info: dict[str, Any], loaded: PreTrainedModel) -> dict[str, Any]:
+    """What is missing and left over of the base alone: a fresh head is in no checkpoint, and the language model's goes."""
+    settle_pooling(loaded)
+    loaded.fresh_modules = fresh_modules(sorted(map(str, info.get("missing_keys", ()))), loaded)  # type: ignore[assignment]
+    kinds = ("missing_keys", "unexpected_keys")
+    return {**info, **{kind: [name for name in info.get(kind, ()) if not is_head_tensor(str(name), type(loaded))] for kind in kinds}}
 
 
 def _from_init(
@@ -169,24 +221,27 @@ def _from_init(
     dtype: torch.dtype | str,
     device: str | torch.device,
     seed: int,
+    head: HeadChoice = None,
 ) -> PreTrainedModel:
     """Random weights that depend on `seed` alone; quantised by the way every base goes, through a folder."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = load_config(model, tokenizer)
+    if isinstance(head, ClassHead):
+        configure(config, head, _pad_id(tokenizer))
     plain = torch.float32 if dtype == "auto" else dtype
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _seeded(seed):
         try:
-            fresh = AutoModelForCausalLM.from_config(config, attn_implementation=_attention(model), dtype=plain)
+            fresh = _model_class(head).from_config(config, attn_implementation=_attention(model), dtype=plain)
         except (ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
             raise RequestError("no model can be made", [Problem("model.init.config", _brief(error))]) from error
+    if isinstance(head, ClassHead):
+        settle_pooling(fresh)
     if quantization is None:
         return cast("PreTrainedModel", fresh.to(device))
     with tempfile.TemporaryDirectory() as folder:
         fresh.save_pretrained(folder)
-        loaded = _from_folder(Path(folder), model, quantization, plain, device)
+        loaded = _from_folder(Path(folder), model, quantization, plain, device, "own" if head is not None else None)
     loaded.config._name_or_path = ""
     return loaded
 
@@ -196,11 +251,15 @@ def _initial_config(architecture: str, fields: dict[str, Any], tokenizer: Tokeni
 
     from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    )
 
-    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        hint = did_you_mean(architecture, list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)) or "llama, qwen3, gpt2, ..."
-        problem = Problem("model.init.architecture", f"`{architecture}` is not a causal language model of transformers", hint)
+    allowed = list(dict.fromkeys([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES]))
+    if architecture not in allowed:
+        hint = did_you_mean(architecture, allowed) or "llama, qwen3, gpt2, ..."
+        problem = Problem("model.init.architecture", f"`{architecture}` is not a causal language model or classifier of transformers", hint)
         raise RequestError("no model can be made", [problem])
     config_class = CONFIG_MAPPING[architecture]
     known = [field.name for field in dataclasses.fields(config_class)] + list(config_class.attribute_map)

@@ -20,6 +20,8 @@ class Prompt:
     text: str | None
     messages: tuple[Mapping[str, Any], ...] = ()
     tools: tuple[Mapping[str, Any], ...] | None = None
+    adapter: str | None = None
+    """Which of several adapters is to answer; None where the prompt does not say."""
 
 
 def read_prompts(lines: Iterable[str], name: str) -> list[Prompt]:
@@ -51,8 +53,11 @@ def _read_row(line: str, where: str) -> Prompt | Problem:
         return Problem(where, f"is not valid JSON: {error}", "a file of plain prompts must not begin with `{`")
     if not isinstance(row, dict):
         return Problem(where, "is not a JSON object")
+    adapter = row.get("adapter")
+    if adapter is not None and not isinstance(adapter, str):
+        return Problem(where, f"`adapter` is {json.dumps(adapter)}, and not the name of one")
     if isinstance(row.get("prompt"), str):
-        return Prompt(row["prompt"])
+        return Prompt(row["prompt"], adapter=adapter)
     messages = row.get("messages")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return Problem(where, f"has neither `prompt` nor `messages` (keys: {', '.join(row) or 'none'})")
@@ -60,7 +65,7 @@ def _read_row(line: str, where: str) -> Prompt | Problem:
         messages = messages[:-1]
     if not messages:
         return Problem(where, "`messages` holds nothing to answer")
-    return Prompt(None, tuple(messages), tuple(row["tools"]) if isinstance(row.get("tools"), list) else None)
+    return Prompt(None, tuple(messages), tuple(row["tools"]) if isinstance(row.get("tools"), list) else None, adapter)
 
 
 def render_prompt(prompt: Prompt, tokenizer: Tokenizer, *, system: str | None = None, raw: bool = False) -> str:

@@ -1,3 +1,8 @@
-from ftcli.objectives.causal_lm import CausalLM
+from typing import Annotated
 
-Objective = CausalLM  # a union on `kind` as soon as there are two
+from pydantic import Field
+
+from ftcli.objectives.causal_lm import CausalLM
+from ftcli.objectives.classification import Classification
+
+Objective = Annotated[CausalLM | Classification, Field(discriminator="kind")]

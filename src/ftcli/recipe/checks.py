@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ftcli.data.settings import Data
 from ftcli.recipe.explain import Finding, value_at
 from ftcli.recipe.yaml import KeyPath
 
 
 def check_relations(data: dict[str, Any]) -> list[Finding]:
     """Every contradiction between keys of the document."""
-    checks = (_base_or_init, _some_targets, _epochs_or_steps, _warmup, _something_to_evaluate, _names_differ)
+    checks = (
+        _base_or_init,
+        _some_targets,
+        _epochs_or_steps,
+        _warmup,
+        _something_to_evaluate,
+        _prompt_fits,
+        _names_differ,
+        _answers_of_language_models,
+    )
     return [finding for check in checks for finding in check(data)]
 
 
@@ -66,6 +76,17 @@ def _something_to_evaluate(data: dict[str, Any]) -> Iterator[Finding]:
         yield ("train", "early_stopping"), "`early_stopping` needs evaluations during training", "give `every.evaluate`"
 
 
+def _prompt_fits(data: dict[str, Any]) -> Iterator[Finding]:
+    """Virtual tokens come before every example; more of them than an example may have is a slip."""
+    max_length = value_at(data, ("data", "max_length"))
+    limit = max_length if isinstance(max_length, int) else Data.model_fields["max_length"].default
+    for name in ("prompt_length", "prefix_length"):
+        length = value_at(data, ("method", name))
+        if isinstance(length, int) and length > limit:
+            what = f"{length} virtual tokens before examples of at most {limit} (`data.max_length`)"
+            yield ("method", name), what, "tens of virtual tokens are usual"
+
+
 def _names_differ(data: dict[str, Any]) -> Iterator[Finding]:
     for part in ("train", "evaluation"):
         sources = value_at(data, ("data", part))
@@ -74,3 +95,14 @@ def _names_differ(data: dict[str, Any]) -> Iterator[Finding]:
             name = source.get("name") if isinstance(source, dict) else None
             if isinstance(name, str) and seen.setdefault(name, index) != index:
                 yield ("data", part, index, "name"), f"`{name}` is the name of data.{part}.{seen[name]}, too", "give each its own name"
+
+
+def _answers_of_language_models(data: dict[str, Any]) -> Iterator[Finding]:
+    """A classifier answers with labels: there is nothing to generate."""
+    sources = value_at(data, ("data", "evaluation"))
+    if value_at(data, ("objective", "kind")) != "classification" or not isinstance(sources, list):
+        return
+    for index, source in enumerate(sources):
+        if isinstance(source, dict) and source.get("generate") is not None:
+            hint = "leave it out: accuracy and more are measured anyway"
+            yield ("data", "evaluation", index, "generate"), "a classifier generates no answers", hint

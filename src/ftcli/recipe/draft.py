@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ftcli.errors import DataError, UsageError, did_you_mean
 from ftcli.recipe.schema import EDITOR_LINE
-from ftcli.recipe.write import short_number
 from ftcli.recipe.yaml import scalar
 
 if TYPE_CHECKING:
@@ -229,7 +228,7 @@ def draft(model: ModelLook, data: DataLook, evaluation: DataLook | None, method:
         "train:",
         f"  epochs: {numbers.epochs}",
         f"  global_batch_size: {numbers.global_batch_size}  # examples per step",
-        f"  lr: {short_number(methods()[method].default_lr)}  # peak; {method}'s default",
+        f"  # lr: the peak; the default is {method}'s, scaled to the width of the model, and `ftcli check` says it",
         "  schedule: {kind: cosine, warmup_ratio: 0.03}",
         "  seed: 17",
         "",

@@ -58,29 +58,26 @@ _NOT_NEEDED = {
 }
 
 
-def explain(errors: Sequence[ErrorDetails], data: dict[str, Any]) -> list[Finding]:
+def explain(errors: Sequence[ErrorDetails], data: dict[str, Any], schema: Node | None = None) -> list[Finding]:
     """One finding for each thing that is wrong, in the order of the errors.
 
     Args:
         errors: of validating `data` as a recipe; a union without `kind` gives several for one value.
         data: the document.
+        schema: of the kind of document; the default is a recipe's.
     """
+    root = json_schema() if schema is None else schema
     findings: dict[tuple[KeyPath, str], Finding] = {}
     for error in errors:
         # pydantic counts a list's valid items only: a long list of wrong ones is "too short", too
-        if error["type"] == "too_short" and error["ctx"]["actual_length"] < len(value_at(data, _path(error)) or ()):
+        if error["type"] == "too_short" and error["ctx"]["actual_length"] < len(value_at(data, locate(error["loc"], root)[0]) or ()):
             continue
-        path, what, hint = _finding(error, data)
+        path, what, hint = _finding(error, data, root)
         findings.setdefault((path, what), (path, what, hint))
     return list(findings.values())
 
 
-def _path(error: ErrorDetails) -> KeyPath:
-    return locate(error["loc"], json_schema())[0]
-
-
-def _finding(error: ErrorDetails, data: dict[str, Any]) -> Finding:
-    root = json_schema()
+def _finding(error: ErrorDetails, data: dict[str, Any], root: Node) -> Finding:
     path, around, node = locate(error["loc"], root)
     match error["type"]:
         case "extra_forbidden":
@@ -94,7 +91,8 @@ def _finding(error: ErrorDetails, data: dict[str, Any]) -> Finding:
         case "literal_error" if path and path[-1] == "kind":
             return _unknown_kind(path[:-1], {name: {} for name in _constants(node)}, data)
         case "value_error" | "assertion_error":
-            return path, str(error.get("ctx", {}).get("error", error["msg"])), None
+            context = error.get("ctx", {})
+            return path, str(context.get("error", error["msg"])), context.get("hint")
     value = value_at(data, path)
     return path, f"found {describe(value)}, allowed: {allowed(node, root)}", _value_hint(value, node, root)
 

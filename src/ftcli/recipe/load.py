@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -15,9 +15,12 @@ from ftcli.recipe.checks import check_relations
 from ftcli.recipe.explain import Finding, explain
 from ftcli.recipe.overrides import apply_overrides
 from ftcli.recipe.recipe import Recipe
+from ftcli.recipe.schema import schema_of
 from ftcli.recipe.yaml import Place, YamlError, decode, parse, where
+from ftcli.spec import Spec
 from ftcli.units import MIB, format_bytes
 
+Document = TypeVar("Document", bound=Spec)
 MAX_BYTES = MIB  # recipes are a few KiB; what is larger is a data file, and would take seconds to parse
 
 
@@ -39,13 +42,29 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     Raises:
         RecipeError: it cannot be read, or something in it is wrong; names every problem with its line.
     """
+    recipe, text, data = load_document(path, Recipe, "ftcli recipe", check_relations, overrides)
+    return LoadedRecipe(recipe, text, path, data)
+
+
+def load_document(
+    path: Path, spec: type[Document], title: str, relations: Callable[[dict[str, Any]], list[Finding]], overrides: Sequence[str] = ()
+) -> tuple[Document, str, dict[str, Any]]:
+    """The settings in a YAML file of any kind, its text, and the parsed file with the overrides in it.
+
+    Args:
+        title: of the kind's JSON schema.
+        relations: finds what contradicts each other.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
     text = _read(path)
     try:
         document = parse(text)
     except YamlError as error:
         raise _recipe_error(path, [error.problem]) from None
     overridden = apply_overrides(document.data, overrides)
-    recipe, findings = _validate(overridden.data, path.resolve().parent)
+    found, findings = _validate(overridden.data, path.resolve().parent, spec, title, relations)
     in_file = list(document.problems)
     in_overrides = list(overridden.problems)
     for path_found, what, hint in findings:
@@ -55,9 +74,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
             place = document.place(path_found)
             in_file.append((place or Place(1, 1), Problem(where(path_found, place), what, hint)))
     problems = [problem for _, problem in sorted(in_file, key=lambda item: (item[0].line, item[0].column))] + in_overrides
-    if recipe is None or problems:
+    if found is None or problems:
         raise _recipe_error(path, problems)
-    return LoadedRecipe(recipe, text, path, overridden.data)
+    return found, text, overridden.data
 
 
 def _read(path: Path) -> str:
@@ -76,16 +95,18 @@ def _read(path: Path) -> str:
         raise _recipe_error(path, [error.problem]) from None
 
 
-def _validate(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, list[Finding]]:
-    """The recipe that `data` is, if nothing of one key alone is wrong, and every finding."""
+def _validate(
+    data: dict[str, Any], folder: Path, spec: type[Document], title: str, relations: Callable[[dict[str, Any]], list[Finding]]
+) -> tuple[Document | None, list[Finding]]:
+    """The settings that `data` is, if nothing of one key alone is wrong, and every finding."""
     try:
         # JSON mode is strict about types and still takes lists for tuples
-        recipe = Recipe.model_validate_json(json.dumps(data), context={"folder": folder})
+        found = spec.model_validate_json(json.dumps(data), context={"folder": folder})
     except ValidationError as error:
-        findings = explain(error.errors(include_url=False, include_input=False), data)
+        findings = explain(error.errors(include_url=False, include_input=False), data, schema_of(spec, title))
         known = {finding[0] for finding in findings}
-        return None, findings + [finding for finding in check_relations(data) if finding[0] not in known]
-    return recipe, check_relations(data)
+        return None, findings + [finding for finding in relations(data) if finding[0] not in known]
+    return found, relations(data)
 
 
 def _recipe_error(path: Path, problems: Sequence[Problem]) -> RecipeError:

@@ -10,6 +10,7 @@ from ftcli.methods.lora import Lora
 from ftcli.models.settings import Model
 from ftcli.objectives import Objective
 from ftcli.objectives.causal_lm import CausalLM
+from ftcli.recipe.init_from import InitFrom
 from ftcli.recipe.train import Every, Train
 from ftcli.spec import FolderName, LocalPath, Spec
 
@@ -35,6 +36,8 @@ class Recipe(Spec):
     """How far, how fast, on what hardware."""
     every: Every = Every()
     """When to log, evaluate and save."""
+    init_from: InitFrom | None = None
+    """Another run to begin from: its adapter or its model, and nothing else of it."""
     trackers: tuple[Tracker, ...] = ()
     """Where metrics go beside metrics.jsonl; each is an extra."""
     output: LocalPath | None = None

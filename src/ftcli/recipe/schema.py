@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftcli.recipe.yaml import KeyPath
+
+if TYPE_CHECKING:
+    from ftcli.spec import Spec
 
 SCHEMA_FILE = "recipe.schema.json"
 EDITOR_LINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"
@@ -18,18 +21,19 @@ Node = dict[str, Any]
 """A part of the schema."""
 
 
-@cache
 def json_schema() -> Node:
     """The JSON schema of a recipe. Not to be changed by who gets it: there is one for the whole process."""
     from ftcli.recipe.recipe import Recipe
 
-    schema = Recipe.model_json_schema()
+    return schema_of(Recipe, "ftcli recipe")
+
+
+@cache
+def schema_of(spec: type[Spec], title: str) -> Node:
+    """The JSON schema of a kind of document."""
+    schema = spec.model_json_schema()
     _require_kinds(schema)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "ftcli recipe",
-    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
 
 
 def _require_kinds(schema: Node) -> None:

@@ -34,7 +34,7 @@ class Train(Spec):
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Token budget of one forward pass on one device; a smaller value needs less memory and changes no update."""
     lr: float | None = Field(default=None, gt=0)
-    """Peak learning rate; the default is the method's."""
+    """Peak learning rate; the default is the method's, scaled to the width of the model."""
     optimizer: Optimizer = AdamW()
     """How gradients become updates."""
     schedule: Schedule = Cosine()

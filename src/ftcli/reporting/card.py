@@ -62,6 +62,8 @@ def loading_snippet(run: FoundRun) -> str:
 def _load_adapter(run: FoundRun) -> tuple[list[str], list[str]]:
     """(imports, lines) that load the base as it was in training, and put the adapter on it."""
     imports = ["from peft import PeftModel"]
+    if run.method in ("adapter", "adamix"):
+        imports.append("import ftcli.methods.bottleneck.tuner  # makes PEFT know bottleneck adapters")
     model = _mapping(run.recipe.get("model"))
     reference = str(model.get("base"))
     lines = []

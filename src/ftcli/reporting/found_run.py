@@ -99,7 +99,7 @@ class FoundRun:
     @property
     def artefact(self) -> str | None:
         """`adapter` or `model`, whichever the run has left."""
-        return next((kind for kind, file in ARTEFACTS.items() if (self.path / kind / file).is_file()), None)
+        return next((kind for kind in ARTEFACTS if has_artefact(self.path, kind)), None)
 
     @property
     def last_loss(self) -> float | None:
@@ -193,6 +193,11 @@ def _read_lines(file: Path) -> Metrics:
         elif line.strip() and number < len(lines):
             num_bad += 1
     return Metrics(records, num_bad)
+
+
+def has_artefact(run: Path, kind: str) -> bool:
+    """Whether the run has left an artefact of this kind; an ensemble is a folder of adapters."""
+    return (run / kind / ARTEFACTS[kind]).is_file() or (run / kind / "member-0" / ARTEFACTS[kind]).is_file()
 
 
 def is_run(path: Path) -> bool:

@@ -228,16 +228,19 @@ def shown_path(path: str | Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def next_commands(folder: str | Path, artefact: str | None) -> list[tuple[str, str]]:
+def next_commands(folder: str | Path, artefact: str | None, objective: str | None = None) -> list[tuple[str, str]]:
     """(command, what it does): what one would try after a run.
 
     Args:
         artefact: `adapter` or `model`, what the run left in its folder.
+        objective: its kind; a classifier does not answer with text.
     """
     run = shlex.quote(shown_path(folder))
+    answers = [(f"ftcli chat {run}", "talk to it"), (f"ftcli generate {run} 'Once upon a time'", "answer one prompt")]
+    if objective == "classification":
+        answers = [(f"ftcli predict {run} --data rows.jsonl", "give the rows of a file their labels")]
     commands = [
-        (f"ftcli chat {run}", "talk to it"),
-        (f"ftcli generate {run} 'Once upon a time'", "answer one prompt"),
+        *answers,
         (f"ftcli runs show {run}", "see proofs, data and losses again"),
     ]
     if artefact == "adapter":
@@ -364,7 +367,7 @@ class Reporter:
         if self.shows_next and summary.get("status") == "finished" and summary.get("folder"):
             self._print("")
             self._print("next:")
-            commands = next_commands(summary["folder"], summary.get("artefact"))
+            commands = next_commands(summary["folder"], summary.get("artefact"), summary.get("objective"))
             width = max(len(command) for command, _ in commands)
             for command, purpose in commands:
                 self._print(f"  {command:<{width}}  # {purpose}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from ftcli.files import write_text
 from ftcli.reporting.found_run import FoundRun, Sample, read_run
+from ftcli.reporting.labels import label_section
 from ftcli.reporting.live import EvaluationRow, evaluation_table, is_metric
 from ftcli.reporting.plot import inline_svg
 from ftcli.units import format_seconds
@@ -62,6 +63,7 @@ def report_page(run: FoundRun) -> str:
     rows = evaluation_table(run.before, run.after)
     sections = [
         ("Before and after", _evaluation(rows)),
+        ("Labels", label_section(run.path)),
         ("Losses", f"<figure>{inline_svg(run.metrics.records)}</figure>" if run.metrics.records else ""),
         ("Proofs", _proofs(run.proofs)),
         ("Data", _data(run.data)),

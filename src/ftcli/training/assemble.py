@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ftcli.data.prepare import Prepared, Progress, prepare
 from ftcli.errors import Problem, RequestError
 from ftcli.layout.model import TreeModel, inner_model
 from ftcli.layout.probe import LayoutChoice, choose_layout
+from ftcli.layout.virtual import has_prefix
 from ftcli.methods.parameter_groups import trained_parameters
 from ftcli.recipe.trackers import require_trackers
 from ftcli.training.batches import BatchSource
@@ -25,10 +27,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ftcli.data.tree import TokenTree
+    from ftcli.methods.context import AttachContext
     from ftcli.models.tokenizer import Tokenizer
     from ftcli.recipe.recipe import Recipe
 
 NUM_PROBE_TREES = 4
+MIN_EXAMPLE_TOKENS = 2
+MAX_COUNTED_ANSWERS = 5000
 
 
 def cache_folder() -> Path:
@@ -59,6 +64,8 @@ class ModelParts:
     layout: LayoutChoice
     lr: float
     """Peak learning rate."""
+    base_fingerprint: str = ""
+    """Of the base, before anything was put on it."""
 
 
 def assemble_data(recipe: Recipe, progress: Progress | None, first_rows: int | None = None) -> DataParts:
@@ -68,7 +75,8 @@ def assemble_data(recipe: Recipe, progress: Progress | None, first_rows: int | N
         RequestError: and its kinds, for anything wrong with tokenizer, template, files or rows.
     """
     tokenizer = recipe.model.load_tokenizer()
-    prepared = prepare(recipe.data, tokenizer, cache_folder=cache_folder(), progress=progress, first_rows=first_rows)
+    formats = recipe.objective.formats
+    prepared = prepare(recipe.data, tokenizer, cache_folder=cache_folder(), progress=progress, first_rows=first_rows, formats=formats)
     order = Order(
         [len(store) for store in prepared.train],
         [float(store.lengths.mean()) for store in prepared.train],
@@ -82,6 +90,16 @@ def assemble_data(recipe: Recipe, progress: Progress | None, first_rows: int | N
     return DataParts(tokenizer, prepared, order)
 
 
+def settled(recipe: Recipe, data: DataParts) -> Recipe:
+    """The recipe with everything in its objective that only the data tells: the labels of a classifier.
+
+    Raises:
+        DataError: the data is not what the objective needs.
+    """
+    objective = recipe.objective.settled(data.prepared.train, data.prepared.evaluation, data.tokenizer)
+    return recipe if objective is recipe.objective else recipe.model_copy(update={"objective": objective})
+
+
 def make_accelerator(recipe: Recipe, folder: Path | None) -> Accelerator:
     """The accelerator for the recipe's device and precision.
 
@@ -91,7 +109,7 @@ def make_accelerator(recipe: Recipe, folder: Path | None) -> Accelerator:
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedType
+    from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
     device = recipe.train.device
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -108,6 +126,8 @@ def make_accelerator(recipe: Recipe, folder: Path | None) -> Accelerator:
         cpu=device == "cpu" or (device == "auto" and not any(available.values())),
         mixed_precision=_mixed_precision(recipe),
         gradient_accumulation_steps=1,
+        # Data-parallel wrappers would wait for the gradient of a parameter that rests.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if recipe.method.rests else None,
         log_with=list(recipe.trackers) or None,
         project_dir=None if folder is None else str(folder),
     )
@@ -132,7 +152,8 @@ def load_base(recipe: Recipe, tokenizer: Tokenizer, device: torch.device, *, qua
     quantization = recipe.method.quantization() if quantized else None
     seed = derive_seed(recipe.train.seed, "model")
     dtype = weights_dtype(recipe)
-    return load_model(recipe.model, tokenizer, quantization=quantization, dtype=dtype, device=device, seed=seed)
+    head = recipe.objective.head
+    return load_model(recipe.model, tokenizer, quantization=quantization, dtype=dtype, device=device, seed=seed, head=head)
 
 
 def weights_dtype(recipe: Recipe) -> str:
@@ -152,6 +173,7 @@ def assemble_model(recipe: Recipe, data: DataParts, accelerator: Accelerator, *,
         RequestError: for anything that does not fit: a base that cannot be had, a target that matches nothing, a layout.
     """
     from ftcli.methods.context import AttachContext
+    from ftcli.models.fingerprint import base_fingerprint
 
     base = load_base(recipe, data.tokenizer, accelerator.device)
     # Ordinary floating-point weights of the base, for initialisations that compare with them; loaded only when asked for.
@@ -160,21 +182,67 @@ def assemble_model(recipe: Recipe, data: DataParts, accelerator: Accelerator, *,
         sample_batches=lambda count: sample_batches(recipe, data, count),
         original_base=lambda: load_base(recipe, data.tokenizer, _cpu(), quantized=False),
         restoring=restoring,
+        tokenizer=data.tokenizer,
+        answers=lambda count: frequent_answers(data, count),
     )
-    require_context(data, base)
+    require_context(data, base, recipe.method.num_virtual_tokens, recipe.objective.longest_addition)
+    fingerprint = base_fingerprint(base)
     seed_torch(recipe.train.seed, "attach")
-    module = recipe.method.attach(base, context)
+    module = attached(recipe, base, context)
     if recipe.train.gradient_checkpointing:
         inner_model(module).activation_checkpointing_enable({"use_reentrant": False})
     model = TreeModel(module)
     choice = choose_layout(model, data.probe_trees(), recipe.train.layout, recipe.method.layouts, recipe.data.max_length)
+    if recipe.train.gradient_checkpointing and choice.layout == "rows" and has_prefix(module):
+        # Transformers drops a cache under gradient checkpointing, and with it the prefix, with a mere warning.
+        problem = Problem(
+            "train.gradient_checkpointing", f"drops the prefix in layout `rows`, and {choice.reason}", "false, or kind `prompt`"
+        )
+        raise RequestError("the method does not fit the model", [problem])
     if recipe.train.compile:
         inner_model(module).base_model.compile(dynamic=True)
-    return ModelParts(module, model, choice, recipe.train.lr or recipe.method.default_lr)
+    return ModelParts(module, model, choice, recipe.train.lr or recipe.method.lr_at(model_width(module)), fingerprint)
 
 
-def require_context(data: DataParts, model: PreTrainedModel) -> None:
-    """Refuse examples that are longer than what the model can see at once.
+def attached(recipe: Recipe, base: PreTrainedModel, context: AttachContext) -> nn.Module:
+    """`base` with the method on it, and its classification head, where it has one, trained.
+
+    Raises:
+        RequestError: the method does not fit the model or the objective.
+    """
+    from ftcli.methods.class_head import let_head_train
+    from ftcli.training.init_from import begin
+
+    module = recipe.method.attach(base, context) if recipe.init_from is None else begin(recipe, base, context)
+    if not recipe.method.reads_features:
+        let_head_train(module, recipe.method.kind)
+    return module
+
+
+def featured(recipe: Recipe, data: DataParts, parts: ModelParts, progress: Progress | None) -> DataParts:
+    """The data with every example's features, where the method reads these; what learns from all of them at once gets them, too.
+
+    Raises:
+        RequestError: the method's solver does not know the task.
+    """
+    if not recipe.method.reads_features:
+        return data
+    from ftcli.training.features import key_of_base, training_set, with_features
+
+    key, pad_id = key_of_base(parts.model), data.tokenizer.pad_id or 0
+    train = [with_features(parts.model, store, key, pad_id, progress) for store in data.prepared.train]
+    evaluation = [with_features(parts.model, store, key, pad_id, progress) for store in data.prepared.evaluation]
+    recipe.method.learn_from(parts.module, training_set(train, recipe.objective))
+    return replace(data, prepared=replace(data.prepared, train=list(train), evaluation=list(evaluation)))
+
+
+def model_width(module: nn.Module) -> int:
+    """The hidden size, by which default learning rates are scaled."""
+    return int(inner_model(module).config.get_text_config().hidden_size)
+
+
+def require_context(data: DataParts, model: PreTrainedModel, num_virtual_tokens: int = 0, num_added: int = 0) -> None:
+    """Refuse examples that are longer than what the model can see at once, with the virtual tokens before them.
 
     Raises:
         RequestError: positions beyond the context are untrained, or do not exist.
@@ -182,11 +250,17 @@ def require_context(data: DataParts, model: PreTrainedModel) -> None:
     from ftcli.models.generate import context_length
 
     context = context_length(model)
-    longest = max((int(store.lengths.max()), store.name) for store in (*data.prepared.train, *data.prepared.evaluation))
+    if context is not None and num_virtual_tokens:
+        whole, context = context, context - num_virtual_tokens
+        if context < MIN_EXAMPLE_TOKENS:
+            what = f"{num_virtual_tokens} virtual tokens leave no room for an example: the model sees {whole} tokens at once"
+            raise RequestError("the method does not fit the model", [Problem("method", what, "make the prompt shorter")])
+    longest = max((int(store.lengths.max()) + num_added, store.name) for store in (*data.prepared.train, *data.prepared.evaluation))
     if context is not None and longest[0] > context:
         problem = Problem(
             "data.max_length",
-            f"`{longest[1]}` has examples of up to {longest[0]} tokens, and the model sees {context} at once",
+            f"`{longest[1]}` has examples of up to {longest[0]} tokens, and the model sees {context} at once"
+            + (f" after {num_virtual_tokens} virtual ones" if num_virtual_tokens else ""),
             f"`max_length: {context}`; `on_overflow` says what becomes of longer ones",
         )
         raise RequestError("the data does not fit the model", [problem])
@@ -200,16 +274,28 @@ def _cpu() -> torch.device:
 
 def sample_batches(recipe: Recipe, data: DataParts, count: int) -> list[dict[str, Tensor]]:
     """`count` padded batches of the first training steps, for initialisations that look at data."""
-    from ftcli.layout.build import build_batch
+    from ftcli.layout.build import build_posed
 
     steps = range(1, min(count, data.order.num_steps) + 1)
     batches = []
     for step in steps:
         trees = [data.prepared.train[source].tree(index) for source, index in data.order.examples_at(step)]
-        batch = build_batch("rows", trees, [recipe.objective.target_weights(tree) for tree in trees], data.tokenizer.pad_id or 0)
+        batch = build_posed("rows", [recipe.objective.pose(tree) for tree in trees], data.tokenizer.pad_id or 0)
         assert batch.attention_mask is not None
         batches.append({"input_ids": batch.input_ids, "attention_mask": batch.attention_mask})
     return batches
+
+
+def frequent_answers(data: DataParts, count: int) -> list[list[int]]:
+    """The tokens of the most frequent answers among the first training examples, without the tokens that end them."""
+    stops, counted = set(data.tokenizer.stop_ids), Counter[tuple[int, ...]]()
+    for store in data.prepared.train:
+        for index in range(min(len(store), MAX_COUNTED_ANSWERS)):
+            tree = store.tree(index)
+            spans = [tree.tokens[start:end].tolist() for start, end, weight, is_prompt in tree.spans.tolist() if weight and not is_prompt]
+            counted.update(tuple(token for token in span if token not in stops) for span in spans)
+    del counted[()]
+    return [list(answer) for answer, _ in counted.most_common(count)]
 
 
 def assemble_learner(recipe: Recipe, data: DataParts, parts: ModelParts, accelerator: Accelerator) -> tuple[Learner, BatchSource]:
@@ -234,7 +320,8 @@ def assemble_learner(recipe: Recipe, data: DataParts, parts: ModelParts, acceler
         order=data.order,
         objective=recipe.objective,
         layout=parts.layout.layout,
-        micro_batch_tokens=recipe.train.micro_batch_tokens,
+        # Every member of an ensemble computes every token.
+        micro_batch_tokens=max(1, recipe.train.micro_batch_tokens // recipe.method.num_members),
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
         pad_id=data.tokenizer.pad_id or 0,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ftcli.layout.build import build_batch
+from ftcli.layout.batch import Origin
+from ftcli.layout.build import build_posed
 from ftcli.layout.plan import plan_micro_batches
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class StepBatches:
     num_tokens: int
     num_targets: int
     digest: str
-    """SHA-256 over the tokens and weights of the whole step."""
+    """SHA-256 over the tokens, weights and labels of the whole step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +57,27 @@ class BatchSource:
         """The batches of `step`, counted from 1."""
         examples = self.order.examples_at(step)
         trees = [self.stores[source].tree(index) for source, index in examples]
-        weights = [self.objective.target_weights(tree) for tree in trees]
-        plan = plan_micro_batches([len(tree) for tree in trees], self.num_processes, self.micro_batch_tokens)
+        posed = [self.objective.pose(tree) for tree in trees]
+        plan = plan_micro_batches([len(item.tree) for item in posed], self.num_processes, self.micro_batch_tokens)
         digest = hashlib.sha256()
-        for tree, weight in zip(trees, weights, strict=True):
-            digest.update(np.int64(len(tree)).tobytes() + tree.tokens.tobytes() + weight.tobytes())
+        for item in posed:
+            digest.update(np.int64(len(item.tree)).tobytes() + item.tree.tokens.tobytes() + item.target_weights.tobytes())
+            digest.update(b"" if item.labels is None else item.labels.tobytes() + np.float64(item.weight).tobytes())
         mine = plan[self.process_index]
         return StepBatches(
             step=step,
-            micro_batches=[build_batch(self.layout, [trees[i] for i in part], [weights[i] for i in part], self.pad_id) for part in mine],
+            micro_batches=[
+                replace(
+                    build_posed(self.layout, [posed[i] for i in part], self.pad_id),
+                    origin=Origin(step, tuple(examples[i] for i in part)),
+                )
+                for part in mine
+            ],
             sources=[[examples[i][0] for i in part] for part in mine],
             examples=examples,
-            normaliser=float(sum(np.sum(weight, dtype=np.float64) for weight in weights)),
-            num_tokens=sum(len(tree) for tree in trees),
-            num_targets=int(sum(np.count_nonzero(weight) for weight in weights)),
+            normaliser=sum(item.weight for item in posed),
+            num_tokens=sum(len(item.tree) for item in posed),
+            num_targets=sum(item.num_targets for item in posed),
             digest=digest.hexdigest(),
         )
 

@@ -81,7 +81,8 @@ class RunFolder:
         from ftcli.recipe.load import load_recipe
         from ftcli.recipe.write import recipe_difference
 
-        difference = recipe_difference(load_recipe(self.resolved_path).recipe, recipe)
+        begun = load_recipe(self.resolved_path).recipe
+        difference = recipe_difference(begun, recipe.model_copy(update={"objective": recipe.objective.settled_as(begun.objective)}))
         if difference:
             problems = [Problem("", line) for line in difference]
             raise RequestError(

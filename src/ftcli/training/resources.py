@@ -30,10 +30,14 @@ def needed_disk_bytes(module: nn.Module, keep: int) -> int:
     return (keep + 2) * size + size // NUMBERS_PER_WEIGHT
 
 
-def training_bytes(module: nn.Module) -> int:
-    """Weights, gradients and optimizer state; activations come on top."""
+def training_bytes(module: nn.Module, at_work: float = 1.0) -> int:
+    """Weights, gradients and optimizer state; activations come on top.
+
+    Args:
+        at_work: share of the trained numbers that have gradients and state at a time.
+    """
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    return weights + checkpoint_bytes(module)
+    return weights + int(at_work * checkpoint_bytes(module))
 
 
 def device_bytes(device: torch.device) -> int:
@@ -45,13 +49,16 @@ def device_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def require_memory(module: nn.Module, device: torch.device) -> None:
+def require_memory(module: nn.Module, device: torch.device, at_work: float = 1.0) -> None:
     """Refuse a run that cannot fit even without a single activation.
+
+    Args:
+        at_work: share of the trained numbers that have gradients and state at a time.
 
     Raises:
         RequestError: weights, gradients and optimizer state need more than the device has.
     """
-    needed, there = training_bytes(module), device_bytes(device)
+    needed, there = training_bytes(module, at_work), device_bytes(device)
     if needed > there:
         parts = "weights, gradients and optimizer"
         raise RequestError(

@@ -6,16 +6,18 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.data.settings import EvaluationSource
 from ftcli.errors import InterruptedRun, Problem, RequestError, RunError
 from ftcli.evaluation.answers import Question, read_questions, score_answers
+from ftcli.evaluation.classification import write_class_report
 from ftcli.evaluation.loss import measure_loss
 from ftcli.files import new_folder, said_when_disk_is_full
 from ftcli.layout.model import TreeModel, inner_model
+from ftcli.models.fingerprint import note_base
 from ftcli.reporting.live import Reporter, RunHeader
 from ftcli.training.assemble import (
     DataParts,
@@ -24,12 +26,16 @@ from ftcli.training.assemble import (
     assemble_learner,
     assemble_model,
     count_parameters,
+    featured,
     load_base,
     make_accelerator,
+    settled,
 )
 from ftcli.training.checkpoint import Checkpoints, load_trainable, trainable_tensors, verified_state
 from ftcli.training.folder import RunFolder
+from ftcli.training.frozen_cache import CachePlan, plan_frozen_cache
 from ftcli.training.hooks import Checkpoint, Evaluate, Log, Metrics, default_save_every
+from ftcli.training.init_from import origin_note, require_same_origin
 from ftcli.training.loop import Progress, train
 from ftcli.training.manifest import environment, fingerprints
 from ftcli.training.proofs import Proof, frozen_tensors, hash_tensors, probe_log_probs, prove_frozen, prove_reloaded, prove_stops
@@ -82,15 +88,20 @@ def run_recipe(loaded: LoadedRecipe, reporter: Reporter, *, resume: bool = False
             reporter.silent = True
         with accelerator.main_process_first():
             data = assemble_data(recipe, reporter, first_rows)
+        recipe = settled(recipe, data)
+        loaded = replace(loaded, recipe=recipe)
         is_restoring = goes_on and bool(Checkpoints(folder.checkpoints_path, recipe.every.keep).steps())
         parts = assemble_model(recipe, data, accelerator, restoring=is_restoring)
-        require_memory(parts.module, accelerator.device)
+        with accelerator.main_process_first():
+            data = featured(recipe, data, parts, reporter)
+        require_memory(parts.module, accelerator.device, recipe.method.share_at_work(parts.module))
         require_disk(folder.path, parts.module, recipe.every.keep)
+        cache_plan = plan_frozen_cache(recipe, data, parts, accelerator, folder.path, reporter.note)
         if accelerator.is_main_process:
             stack.enter_context(folder.locked())
         for note in data.prepared.notes:
             reporter.note(note)
-        run = Run(loaded, folder, data, parts, accelerator, reporter, stop)
+        run = Run(loaded, folder, data, parts, accelerator, reporter, stop, cache_plan=cache_plan)
         if accelerator.is_main_process and not goes_on:
             folder.begin(loaded, run.first_manifest())
         accelerator.wait_for_everyone()
@@ -128,6 +139,7 @@ class Run:
     reporter: Reporter
     stop: StopSignal
     questions: dict[str, list[Question]] = field(default_factory=dict)
+    cache_plan: CachePlan | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -140,6 +152,7 @@ class Run:
         probe_trees = self.data.probe_trees()
         frozen_before = hash_tensors(frozen_tensors(parts.module))
         learner, batch_source = assemble_learner(recipe, self.data, parts, self.accelerator)
+        cache = None if self.cache_plan is None else self.cache_plan.open(frozen_before)
         checkpoints = Checkpoints(self.folder.checkpoints_path, recipe.every.keep)
         metrics = Metrics(self.folder.metrics_path, self.accelerator)
         progress = self._restore(checkpoints, learner, metrics) if goes_on else Progress(num_steps=self.data.order.num_steps)
@@ -149,6 +162,10 @@ class Run:
         evaluate, hooks = self._hooks(learner, metrics, checkpoints, progress.seconds)
         evaluate.act(progress)
         self._train(learner, batch_source, progress, hooks)
+        if cache is not None:
+            self.reporter.note(cache.line())
+            self.note_in_manifest(frozen_cache=cache.to_json())
+            cache.remove()
         self._take_best(checkpoints, evaluate, progress)
         summary = self._finish(progress, probe_trees, frozen_before, began)
         if recipe.trackers:
@@ -166,6 +183,7 @@ class Run:
         if changed:
             problems = [Problem(key, "is not what the run began with") for key in changed]
             raise RequestError(f"cannot resume {self.folder.path}: the data has changed", problems)
+        require_same_origin(self.recipe, self.folder.manifest())
         return progress
 
     def _announce(self, progress: Progress) -> None:
@@ -187,6 +205,8 @@ class Run:
                 first_step=progress.step + 1,
             )
         )
+        if (words := self.recipe.method.what_trains(self.parts.module)) is not None:
+            self.reporter.note(f"trains {words}")
 
     def _hooks(self, learner: Learner, metrics: Metrics, checkpoints: Checkpoints, seconds: float) -> tuple[Evaluate, list[Any]]:
         recipe = self.recipe
@@ -240,19 +260,25 @@ class Run:
         """What each evaluation source measures now; generated answers before the first and after the last step."""
         is_alone = self.accelerator.num_processes == 1
         results: dict[str, dict[str, Any]] = {}
+        recipe = self.recipe
         for store in self.data.prepared.evaluation:
             loss = measure_loss(
                 self.accelerator,
                 learner.model,
+                recipe.objective,
                 store,
                 layout=self.parts.layout.layout,
-                micro_batch_tokens=self.recipe.train.micro_batch_tokens,
+                micro_batch_tokens=recipe.train.micro_batch_tokens,
                 pad_id=self.data.tokenizer.pad_id or 0,
                 # One process alone may leave; several must come to the same reduction.
                 is_stopping=self.stop.is_set if is_alone else lambda: False,
                 progress=self._shown(f"evaluating {store.name}"),
             )
             results[store.name] = {**loss.to_json(), "role": store.role}
+            if loss.scores is not None and loss.labels is not None:
+                results[store.name] |= recipe.objective.measures(loss.scores, loss.labels)
+                if self.accelerator.is_main_process:
+                    write_class_report(self.folder.path, store.name, recipe.objective, loss.scores, loss.labels)
             if step == 0 or step == self.data.order.num_steps:
                 results[store.name] |= self._answers(store, step)
         return results
@@ -279,12 +305,15 @@ class Run:
             "name": self.recipe.name,
             "method": self.recipe.method.kind,
             "base": self.recipe.model.base,
+            "base_fingerprint": self.parts.base_fingerprint,
+            "init_from": origin_note(self.recipe),
             "artefact": self.recipe.method.artefact,
             "num_steps": self.data.order.num_steps,
             "steps": 0,
             "seed": self.recipe.train.seed,
             "lr": self.parts.lr,
             "parameters": {"trainable": trainable, "total": total},
+            "what_trains": self.recipe.method.what_trains(self.parts.module),
             "layout": self.parts.layout.to_json(),
             "hashes": {**fingerprints(self.data), "initial_trainable": hash_tensors(trainable_tensors(self.parts.module).items())},
             "data": [
@@ -297,10 +326,14 @@ class Run:
 
     def note_status(self, status: str) -> None:
         """Say in the manifest how the run stands."""
+        # On a full disk this cannot be said; what is being raised says why.
+        with suppress(RunError):
+            self.note_in_manifest(status=status)
+
+    def note_in_manifest(self, **entries: Any) -> None:
+        """Put entries into the manifest; the main process does it for all."""
         if self.accelerator.is_main_process:
-            # On a full disk this cannot be said; what is being raised says why.
-            with suppress(RunError):
-                self.folder.update_manifest(status=status)
+            self.folder.update_manifest(**entries)
 
     def _finish(self, progress: Progress, probe_trees: list[Any], frozen_before: str, began: float) -> dict[str, Any]:
         """Save the result under its final name, prove it, and write what people read."""
@@ -336,6 +369,8 @@ class Run:
             self.parts.model.use_layout("rows")
             recipe.method.save(self.parts.module, partial)
             self.data.tokenizer.save(partial)
+            if recipe.method.artefact == "adapter":
+                note_base(partial, recipe.model.base, self.parts.base_fingerprint)
 
     def _prove_reloaded(self, trained: Any, probe_trees: list[Any]) -> Proof:
         base = load_base(self.recipe, self.data.tokenizer, self.accelerator.device)
@@ -369,6 +404,7 @@ class Run:
             "proofs": [proof.to_json() for proof in proofs],
             "folder": str(self.folder.path),
             "artefact": self.recipe.method.artefact,
+            "objective": self.recipe.objective.kind,
             "seconds": round(progress.seconds, 3),
             "total_seconds": round(seconds, 3),
         }

@@ -37,6 +37,7 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
         "train": _short_training(recipe.train),
         "every": every,
         "data": data,
+        "objective": recipe.objective.on_few_rows(),
         "trackers": (),
     }
     if recipe.model.base is not None and not _is_here_and_small(recipe.model.base):

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
     from torch import nn
 
-    from ftcli.layout.batch import Batch
     from ftcli.methods.method import MethodSettings
     from ftcli.objectives import Objective
+    from ftcli.objectives.objective import Losses
     from ftcli.training.batches import StepBatches
 
 
@@ -30,7 +30,7 @@ class Learner:
 
     accelerator: Accelerator
     model: nn.Module
-    """A `TreeModel`, prepared by the accelerator: batch -> (M,) log-probabilities."""
+    """A `TreeModel`, prepared by the accelerator: batch -> what the objective reads."""
     optimizer: AcceleratedOptimizer
     objective: Objective
     method: MethodSettings
@@ -66,6 +66,8 @@ def optimizer_step(learner: Learner, batches: StepBatches, lr_factor: float) -> 
     seed_torch(learner.seed, "step", batches.step, accelerator.process_index)
     module = accelerator.unwrap_model(model).module
     learner.method.before_step(module, batches.step, learner.num_steps, learner.seed)
+    if learner.method.forgets_at_rest:
+        forget_resting(optimizer)
     penalties = learner.method.penalties()
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * lr_factor
@@ -74,11 +76,12 @@ def optimizer_step(learner: Learner, batches: StepBatches, lr_factor: float) -> 
     for index, cpu_batch in enumerate(batches.micro_batches):
         batch = cpu_batch.to(accelerator.device)
         with nullcontext() if index == last else accelerator.no_sync(model):
-            log_probs, penalty = model(batch, penalties) if penalties else (model(batch), 0.0)
-            loss_sum = learner.objective.loss_sum(log_probs, batch) + penalty
+            outputs, penalty = model(batch, penalties) if penalties else (model(batch), 0.0)
+            losses = learner.objective.losses(outputs, batch)
+            loss_sum = (losses.values * losses.weights).sum() + penalty
             # Data-parallel wrappers average gradients over processes; the step's mean is over targets.
             accelerator.backward(loss_sum * (accelerator.num_processes / batches.normaliser))
-        add_source_sums(source_sums, log_probs, batch, batches.sources[index])
+        add_source_sums(source_sums, losses, batches.sources[index])
     grad_norm = _gradient_norm(learner)
     source_sums = accelerator.reduce(source_sums).cpu()
     loss = float(source_sums[:, 0].sum()) / batches.normaliser
@@ -91,6 +94,14 @@ def optimizer_step(learner: Learner, batches: StepBatches, lr_factor: float) -> 
     return StepResult(loss=loss, source_sums=source_sums, grad_norm=grad_norm)
 
 
+def forget_resting(optimizer: AcceleratedOptimizer) -> None:
+    """Drop the optimizer's state of every parameter that rests."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if getattr(parameter, "is_resting", False):
+                optimizer.state.pop(parameter, None)
+
+
 class NonFiniteError(RunError):
     """A loss or gradient is NaN or infinite; the update was not made."""
 
@@ -99,11 +110,11 @@ class NonFiniteError(RunError):
         super().__init__(f"step {step}: the loss is {loss} and the gradient norm {grad_norm}; the update was not made")
 
 
-def add_source_sums(sums: Tensor, log_probs: Tensor, batch: Batch, sources: list[int]) -> None:
-    """Add each target's weighted loss and weight to its source's row of `sums`, without waiting for the device."""
-    source = torch.tensor(sources, device=sums.device)[batch.example]
-    losses = -(log_probs.detach() * batch.weights)
-    sums.index_add_(0, source, torch.stack([losses, batch.weights], dim=1).to(sums.dtype))
+def add_source_sums(sums: Tensor, losses: Losses, sources: list[int]) -> None:
+    """Add each weighted loss and its weight to its source's row of `sums`, without waiting for the device."""
+    source = torch.tensor(sources, device=sums.device)[losses.example]
+    weighted = losses.values.detach() * losses.weights
+    sums.index_add_(0, source, torch.stack([weighted, losses.weights], dim=1).to(sums.dtype))
 
 
 def _gradient_norm(learner: Learner) -> float:

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ftcli.data.order import Plan
-
 BLOCK = 1 << 16  # positions after which the pattern of sources repeats: the finest share is 1 in so many
 
 
@@ -27,7 +25,7 @@ class Shares(Spec):
     unit: Literal["rows", "tokens"] = "rows"
     """What is shared out: `rows` counts examples, `tokens` counts their mean length, too."""
 
-    def plan(self, sizes: Sequence[int], mean_tokens: Sequence[float], weights: Sequence[float], seed: int) -> Plan:
+    def plan(self, sizes: Sequence[int], mean_tokens: Sequence[float], weights: Sequence[float], seed: int) -> SharesPlan:
         """Which source each position of the endless stream of examples draws from."""
         import numpy as np
 

@@ -1,0 +1,186 @@
+"""The same model and local tasks by `ftcli eval` and by lm-evaluation-harness 0.4.13, interleaved: time, memory, and equality.
+
+    python scripts/bench/eval_vs_lm_eval.py --peer-python PEER/bin/python --shared ../shared [--rows 120] [--rounds 3]
+
+PEER is an environment of its own with `lm_eval==0.4.13` and this project's torch and transformers. The model is a random Llama of
+26 M parameters, made here; the tasks are made from gsm8k: four-choice questions, zero-shot and with five fixed shots, and bits per
+byte of the solutions. Each measurement is a process of its own, the two sides taking turns; seconds are those of the evaluation,
+without imports and loading. Accuracies must agree to the item and log-likelihoods to 1e-4 relative to their size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+NUM_CHOICES, NUM_SHOTS = 4, 5
+CONFIG = {
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.05,
+}
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}, fewshot: {shots}}}}}
+test_split: test
+fewshot_split: fewshot
+fewshot_config: {{sampler: first_n}}
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}\\nAnswer:"
+doc_to_choice: choices
+doc_to_target: answer
+num_fewshot: {count}
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+
+
+def make_inputs(folder: Path, shared: Path, rows: int) -> None:
+    """Model, rows, and both sides' task files."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from ftcli.models.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(str(shared / "data" / "tokenizers" / "gpt2"))
+    tokenizer.save(folder / "model")
+    torch.manual_seed(0)
+    ends = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
+    AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=tokenizer.vocab_size, **CONFIG, **ends)).save_pretrained(folder / "model")
+    lines = (shared / "data" / "gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()[: rows + NUM_SHOTS]
+    chats = [[turn["content"] for turn in json.loads(line)["messages"]] for line in lines]
+    generator = random.Random(0)
+    questions = []
+    for place, (question, solution) in enumerate(chats):
+        others = [chats[other][1] for other in generator.sample([i for i in range(len(chats)) if i != place], NUM_CHOICES - 1)]
+        answer = generator.randrange(NUM_CHOICES)
+        choices = [text[:160].strip() for text in (*others[:answer], solution, *others[answer:])]
+        questions.append({"question": question.strip(), "choices": choices, "answer": answer})
+    for name, part in (("rows", questions[:rows]), ("shots", questions[rows:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    (folder / "tasks").mkdir()
+    for count in (0, NUM_SHOTS):
+        text = TASK.format(name=f"quiz{count}", rows=folder / "rows.jsonl", shots=folder / "shots.jsonl", count=count)
+        (folder / "tasks" / f"quiz{count}.yaml").write_text(text)
+
+
+def run_ftcli(folder: Path, count: int) -> dict[str, Any]:
+    from ftcli.evaluation.evaluate import open_subject
+    from ftcli.evaluation.tasks.multiple_choice import MultipleChoice
+
+    _, subject = open_subject(str(folder / "model"), "cpu")
+    document: dict[str, Any] = {"name": "quiz", "kind": "multiple-choice", "source": {"kind": "file", "path": str(folder / "rows.jsonl")}}
+    if count:
+        document["shots"] = {"count": count, "source": {"kind": "file", "path": str(folder / "shots.jsonl")}, "choose": "first"}
+    task = MultipleChoice.model_validate_json(json.dumps(document))
+    began = time.perf_counter()
+    result = task.measure(subject)
+    seconds = time.perf_counter() - began
+    return {
+        "seconds": seconds,
+        "correct": [row["accuracy"] for row in result.rows],
+        "correct_norm": result.figures["accuracy_by_character"].values.tolist(),  # type: ignore[union-attr]
+        "log_likelihoods": [row["log_likelihoods"] for row in result.rows],
+    }
+
+
+def run_lm_eval(folder: Path, count: int) -> dict[str, Any]:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype="float32")
+    peer = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder / "model"), batch_size=8, max_length=2048, device="cpu")
+    tasks = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+    began = time.perf_counter()
+    result = lm_eval.simple_evaluate(model=peer, tasks=[f"quiz{count}"], task_manager=tasks, bootstrap_iters=0, log_samples=True)
+    seconds = time.perf_counter() - began
+    samples = sorted(result["samples"][f"quiz{count}"], key=lambda sample: sample["doc_id"])
+    return {
+        "seconds": seconds,
+        "correct": [float(sample["acc"]) for sample in samples],
+        "correct_norm": [float(sample["acc_norm"]) for sample in samples],
+        "log_likelihoods": [
+            [float(one[0][0] if isinstance(one[0], list | tuple) else one[0]) for one in sample["resps"]] for sample in samples
+        ],
+    }
+
+
+def measure(python: str, side: str, folder: Path, count: int) -> dict[str, Any]:
+    """One side in a process of its own."""
+    command = [python, __file__, "--worker", side, "--folder", str(folder), "--shots", str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    return found
+
+
+def compare(python: str, folder: Path, count: int, rounds: int) -> str:
+    """A row of the table."""
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(measure(sys.executable, "ftcli", folder, count))
+        theirs.append(measure(python, "lm-eval", folder, count))
+    pairs = [
+        (mine, other)
+        for first, second in zip(ours[0]["log_likelihoods"], theirs[0]["log_likelihoods"], strict=True)
+        for mine, other in zip(first, second, strict=True)
+    ]
+    difference = max(abs(mine - other) for mine, other in pairs)
+    relative = max(abs(mine - other) / max(1.0, abs(other)) for mine, other in pairs)
+    same = sum(a == b for a, b in zip(ours[0]["correct"], theirs[0]["correct"], strict=True))
+    same_norm = sum(a == b for a, b in zip(ours[0]["correct_norm"], theirs[0]["correct_norm"], strict=True))
+    ratios = [other["seconds"] / mine["seconds"] for mine, other in zip(ours, theirs, strict=True)]
+    memory = [other["peak_bytes"] / mine["peak_bytes"] for mine, other in zip(ours, theirs, strict=True)]
+    seconds = [statistics.median(one["seconds"] for one in side) for side in (ours, theirs)]
+    peaks = [statistics.median(one["peak_bytes"] for one in side) / 2**30 for side in (ours, theirs)]
+    return (
+        f"| {count}-shot | {seconds[0]:.1f} | {seconds[1]:.1f} | {statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f}) | "
+        f"{peaks[0]:.2f} | {peaks[1]:.2f} | {statistics.median(memory):.1f} | {same}/{len(ours[0]['correct'])}, {same_norm} | "
+        f"{difference:.1e}, {relative:.1e} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--rows", type=int, default=120)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--shots", type=int)
+    options = parser.parse_args()
+    if options.worker:
+        found = (run_ftcli if options.worker == "ftcli" else run_lm_eval)(options.folder, options.shots)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print("RESULT " + json.dumps({**found, "peak_bytes": peak}), flush=True)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_inputs(folder, options.shared.resolve(), options.rows)
+        print(
+            "| task | ftcli s | lm-eval s | times faster | ftcli GiB | lm-eval GiB | times less | items equal (acc, acc_norm) | log-likelihoods |"
+        )
+        print("|---|--:|--:|--:|--:|--:|--:|--:|--:|", flush=True)
+        for count in (0, NUM_SHOTS):
+            print(compare(options.peer_python, folder, count, options.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

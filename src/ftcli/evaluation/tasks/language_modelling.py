@@ -1,0 +1,113 @@
+"""Language modelling: how well a model predicts text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from ftcli.data.tree import SPAN, path_tree
+from ftcli.evaluation.statistics import Interval, bootstrap_ratio
+from ftcli.evaluation.tasks.columns import text_column
+from ftcli.evaluation.tasks.task import Figure, Subject, TaskResult, TaskSettings
+from ftcli.units import perplexity
+
+
+class LanguageModelling(TaskSettings):
+    """Loss, perplexity and bits per byte of texts; the intervals are over documents.
+
+    A text longer than the window is read in overlapping windows: every token is predicted once, with at least `window - stride`
+    tokens before it (but for the first window). Bits per byte count the text's own bytes, so that models of different vocabularies
+    can be compared.
+    """
+
+    kind: Literal["language-modelling"]
+    text: str = "text"
+    """Column with the text."""
+    window: int | None = Field(default=None, ge=2)
+    """Tokens that the model sees at once; the default is its context, at most 2048."""
+    stride: int | None = Field(default=None, ge=1)
+    """Tokens by which the window moves; the default is half of it. A smaller value gives every token more context, at a cost."""
+    begin_token: bool = True
+    """Predict the first token, too, from the begin-of-text token (the end-of-text token where there is none)."""
+
+    main_figure: ClassVar[str] = "bits_per_byte"
+
+    def measure(self, subject: Subject) -> TaskResult:
+        """Nats per token, perplexity and bits per byte, with bootstrap intervals over documents."""
+        import numpy as np
+
+        from ftcli.models.generate import context_length
+
+        window = min(self.window or 2048, context_length(subject.model.module) or 2048)
+        stride = min(self.stride or max(1, window // 2), window - 1)
+        texts = [(where, text_column(row, self.text, where)) for where, row in self.read_rows()]
+        kept = [(where, text) for where, text in texts if text]
+        notes = [f"{len(texts) - len(kept)} empty texts are left out"] if len(kept) < len(texts) else []
+        tokenizer = subject.tokenizer
+        first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+        if self.begin_token and first is None:
+            notes.append("the tokenizer has no token to begin with: first tokens are not predicted")
+        before = [first] if self.begin_token and first is not None else []
+        encoded = [[*before, *tokenizer.encode(text)[0]] for _, text in kept]
+        pieces = [(row, *piece) for row, tokens in enumerate(encoded) for piece in windows(len(tokens), window, stride)]
+        nats, counts = np.zeros(len(kept)), np.zeros(len(kept))
+        num_tokens = _add_losses(subject, encoded, pieces, nats, counts)
+        sizes = np.array([len(text.encode()) for _, text in kept], dtype=np.float64)
+        loss = bootstrap_ratio(nats, counts)
+        figures = {
+            "bits_per_byte": Figure(bootstrap_ratio(nats / np.log(2), sizes), nats / np.log(2) / sizes, higher_is_better=False),
+            "loss": Figure(loss, nats / np.maximum(counts, 1), higher_is_better=False),
+            "perplexity": Figure(Interval(*map(perplexity, (loss.value, loss.low, loss.high))), None, higher_is_better=False),
+        }
+        rows = [
+            {"where": where, "text": text[:200], "loss": float(nat / max(count, 1)), "bits_per_byte": float(nat / np.log(2) / size)}
+            for (where, text), nat, count, size in zip(kept, nats, counts, sizes, strict=True)
+        ]
+        return TaskResult(figures, rows, notes, num_tokens)
+
+
+def windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
+    """(start, first predicted, end) of each window over a text: every token but the first is predicted once.
+
+    Example:
+        >>> windows(10, 6, 3)
+        [(0, 1, 6), (3, 6, 9), (6, 9, 10)]
+        >>> windows(6, 6, 3)
+        [(0, 1, 6)]
+    """
+    found, start, done = [], 0, 1
+    while done < length:
+        end = min(start + window, length)
+        found.append((start, done, end))
+        start, done = start + stride, end
+    return found
+
+
+def _add_losses(subject: Subject, encoded: Sequence[Sequence[int]], pieces: Sequence[tuple[int, int, int, int]], nats, counts) -> int:  # type: ignore[no-untyped-def]
+    """Add the loss of every window to its document's sums; tokens computed."""
+    import numpy as np
+    import torch
+
+    from ftcli.layout.build import build_batch
+    from ftcli.layout.plan import plan_micro_batches
+
+    subject.model.eval()
+    device, total, done = next(subject.model.parameters()).device, 0, 0
+    plan = plan_micro_batches([end - start for _, start, _, end in pieces], 1, subject.batch_tokens)[0] if pieces else []
+    with torch.inference_mode():
+        for part in plan:
+            trees, weights = [], []
+            for row, start, begin, end in (pieces[index] for index in part):
+                trees.append(path_tree(np.array(encoded[row][start:end], dtype=np.int32), np.zeros(0, dtype=SPAN), 0, row))
+                weights.append((np.arange(start, end) >= begin).astype(np.float32))
+            batch = build_batch(subject.model.layout, trees, weights, subject.tokenizer.pad_id or 0)
+            log_probs = subject.model(batch.to(device)).double().cpu().numpy()
+            owners = np.array([pieces[part[example]][0] for example in batch.example.tolist()], dtype=np.int64)
+            np.add.at(nats, owners, -log_probs)
+            np.add.at(counts, owners, 1)
+            total += batch.num_tokens
+            done += len(part)
+            subject.progress(done, len(pieces))
+    return total

@@ -1,0 +1,154 @@
+"""Multiple choice: the likeliest of several continuations is the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator
+
+from ftcli.errors import DataError, Problem
+from ftcli.evaluation.choices import Continuations, Likelihood, score_continuations
+from ftcli.evaluation.tasks.columns import checked_template, column, fill, texts_column
+from ftcli.evaluation.tasks.shots import Shots, before_each
+from ftcli.evaluation.tasks.task import Subject, TaskResult, TaskSettings, share_figure
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Normalise = Literal["none", "characters", "bytes", "tokens", "pmi"]
+
+
+class MultipleChoice(TaskSettings):
+    """Each row is a question and its choices; the model answers with the choice of the highest log-likelihood.
+
+    Sources: the normalisations are those of lm-evaluation-harness (`acc`, `acc_norm` by characters, `acc_bytes`); by tokens and by
+    pointwise mutual information as Holtzman et al. 2021, arXiv:2104.08315, compare them.
+    """
+
+    kind: Literal["multiple-choice"]
+    question: str = "question"
+    """Column with the question."""
+    choices: str | tuple[str, ...] = "choices"
+    """Column with the list of choices, or the choices themselves where they are the same for all rows: label words."""
+    answer: str = "answer"
+    """Column with the right choice: its index counted from 0, a letter from A, or its text."""
+    prompt: Annotated[str, AfterValidator(checked_template)] | None = None
+    """What the model reads, with columns in braces; the default is `{question}` with `Answer:` on a line of its own."""
+    separator: str = " "
+    """What stands between prompt and choice."""
+    normalise: Normalise = "none"
+    """What log-likelihoods are divided by before they are compared in `accuracy`; all ways are reported."""
+    shots: Shots | None = None
+    """Solved examples before every question."""
+
+    main_figure: ClassVar[str] = "accuracy"
+
+    def measure(self, subject: Subject) -> TaskResult:
+        """Accuracy under every normalisation, and the mean probability of the right choice among all."""
+        import numpy as np
+
+        read = [(where, row, *self._read(row, where)) for where, row in self.read_rows()]
+        template = self.prompt or f"{{{self.question}}}\nAnswer:"
+        prompts = [fill(template, row, where) for where, row, _, _ in read]
+        solved = [prompt + self.separator + choices[answer] for prompt, (_, _, choices, answer) in zip(prompts, read, strict=True)]
+        before = before_each(self.shots, prompts, solved, lambda rows: self._solved(rows, template))
+        rows = [
+            Continuations(shots + prompt, tuple(self.separator + choice for choice in choices))
+            for shots, prompt, (_, _, choices, _) in zip(before, prompts, read, strict=True)
+        ]
+        scored = score_continuations(subject.model, subject.tokenizer, rows, batch_tokens=subject.batch_tokens, progress=subject.progress)
+        apart = self._without_context(subject, rows) if self.normalise == "pmi" else None
+        answers = np.array([answer for *_, answer in read])
+        chosen = {way: self._chosen(way, rows, scored.likelihoods, apart) for way in self._ways()}
+        figures = {_NAMES[way]: share_figure((picked == answers).astype(np.float64)) for way, picked in chosen.items()}
+        figures = {"accuracy": figures[_NAMES[self.normalise]], **figures}
+        notes = [f"{scored.num_cut} contexts lost their beginning: the model sees too few tokens"] if scored.num_cut else []
+        samples = [
+            {
+                "where": where,
+                "prompt": prompt,
+                "choices": list(choices),
+                "answer": int(answer),
+                "chosen": int(chosen[self.normalise][index]),
+                "log_likelihoods": [one.log_prob for one in scored.likelihoods[index]],
+                "accuracy": float(chosen[self.normalise][index] == answer),
+            }
+            for index, (prompt, (where, _, choices, answer)) in enumerate(zip(prompts, read, strict=True))
+        ]
+        return TaskResult(figures, samples, notes, scored.num_tokens)
+
+    def _ways(self) -> list[Normalise]:
+        return ["none", "characters", "bytes", "tokens", *(["pmi"] if self.normalise == "pmi" else [])]  # type: ignore[list-item]
+
+    def _read(self, row: dict[str, Any], where: str) -> tuple[list[str], int]:
+        """The choices of a row, and the index of the right one."""
+        choices = list(self.choices) if isinstance(self.choices, tuple) else texts_column(row, self.choices, where)
+        return choices, answer_index(column(row, self.answer, where), choices, where, self.answer)
+
+    def _solved(self, rows: Sequence[tuple[str, dict[str, Any]]], template: str) -> tuple[list[str], list[str]]:
+        """Prompts of rows, and the same with their answers."""
+        prompts = [fill(template, row, where) for where, row in rows]
+        answers = [choices[answer] for choices, answer in (self._read(row, where) for where, row in rows)]
+        return prompts, [prompt + self.separator + answer for prompt, answer in zip(prompts, answers, strict=True)]
+
+    def _without_context(self, subject: Subject, rows: Sequence[Continuations]) -> list[list[Likelihood]]:
+        """Likelihoods of the choices after no question at all."""
+        bare = [Continuations("Answer:", row.choices) for row in rows]
+        return score_continuations(subject.model, subject.tokenizer, bare, batch_tokens=subject.batch_tokens).likelihoods
+
+    def _chosen(
+        self, way: Normalise, rows: Sequence[Continuations], found: list[list[Likelihood]], apart: list[list[Likelihood]] | None
+    ) -> NDArray[np.int64]:
+        """(n,) index of each row's best choice; of equal ones the first."""
+        import numpy as np
+
+        picked = []
+        for index, (row, likelihoods) in enumerate(zip(rows, found, strict=True)):
+            bare = [choice.removeprefix(self.separator) for choice in row.choices]
+            totals = np.array([one.log_prob for one in likelihoods])
+            sizes = {
+                "characters": [max(1, len(choice)) for choice in bare],
+                "bytes": [max(1, len(choice.encode())) for choice in bare],
+                "tokens": [one.num_tokens for one in likelihoods],
+            }.get(way)
+            if sizes is not None:
+                totals = totals / np.array(sizes)
+            elif way == "pmi" and apart is not None:
+                totals = totals - np.array([one.log_prob for one in apart[index]])
+            picked.append(int(totals.argmax()))
+        return np.array(picked)
+
+
+_NAMES = {
+    "none": "accuracy_by_sum",
+    "characters": "accuracy_by_character",
+    "bytes": "accuracy_by_byte",
+    "tokens": "accuracy_by_token",
+    "pmi": "accuracy_by_pmi",
+}
+
+
+def answer_index(value: Any, choices: Sequence[str], where: str, name: str) -> int:
+    """Which of the choices `value` means: one of them word for word, an index from 0, or a letter from A.
+
+    Raises:
+        DataError: none of them, or two of them equal.
+
+    Example:
+        >>> [answer_index(value, ["red", "blue"], "a:1", "answer") for value in ("blue", 1, "B", "1")]
+        [1, 1, 1, 1]
+    """
+    text = str(value).strip()
+    equal = [index for index, choice in enumerate(choices) if choice.strip() == text]
+    if len(equal) == 1 and not isinstance(value, int):
+        return equal[0]
+    if not isinstance(value, bool) and text.isdigit() and int(text) < len(choices):
+        return int(text)
+    if len(text) == 1 and text.isalpha() and 0 <= ord(text.upper()) - ord("A") < len(choices):
+        return ord(text.upper()) - ord("A")
+    if equal:
+        return equal[0]
+    listed = ", ".join(f"`{choice}`" for choice in choices[:8])
+    raise DataError("a row cannot be read", [Problem(where, f"column `{name}`: `{text}` is none of the choices", f"choices: {listed}")])

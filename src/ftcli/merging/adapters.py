@@ -1,0 +1,227 @@
+"""A PEFT LoRA adapter as a change of its base's tensors, computed a few rows at a time: W + s B A, never a whole model.
+
+Sources: Hu et al. 2021, arXiv:2106.09685 (LoRA); Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA: s = alpha / sqrt(r)); Liu et al. 2024,
+arXiv:2402.09353 (DoRA: the rows of W + s B A brought to learnt lengths).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftcli.errors import Problem, RequestError
+from ftcli.merging.numbers import Array
+from ftcli.merging.pieces import row_ranges
+from ftcli.merging.stored import OpenFiles, StoredTensor, read_header
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+_REFUSED = {
+    "target_parameters": "factors on bare parameters",
+    "layer_replication": "repeated layers",
+    "trainable_token_indices": "single trained rows of the embedding",
+    "lora_bias": "a bias in B",
+    "use_qalora": "QA-LoRA",
+    "arrow_config": "Arrow routing",
+    "alora_invocation_tokens": "an activated LoRA, which is on for a part of the text only",
+}
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What the adapter adds to one tensor."""
+
+    first: StoredTensor
+    """A: ``(r, in)``."""
+    second: StoredTensor
+    """B: ``(out, r)``."""
+    scale: float
+    is_transposed: bool
+    """The tensor is ``(in, out)``: embeddings, and GPT-2's Conv1D."""
+    magnitude: StoredTensor | None
+    """DoRA's length of each output's row: ``(out,)``."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter, by the names of its base's tensors."""
+
+    folder: Path
+    low_rank: Mapping[str, LowRank]
+    replaced: Mapping[str, StoredTensor]
+    """Tensors that the adapter holds whole (PEFT's `modules_to_save`, trained biases)."""
+    base: str | None
+    """What its configuration says it was trained on."""
+
+
+def open_adapter(folder: Path, base_tensors: Mapping[str, StoredTensor]) -> Adapter:
+    """The adapter in `folder`, matched with the tensors of its base.
+
+    Raises:
+        RequestError: it is not LoRA, or of a kind that no plain weights equal, or does not fit the base; names every problem.
+    """
+    config = _config(folder)
+    problems = _refusals(folder, config)
+    tensors = read_header(folder / WEIGHTS_FILE) if (folder / WEIGHTS_FILE).is_file() else {}
+    if not tensors:
+        problems.append(Problem(str(folder), f"there is no {WEIGHTS_FILE}", None))
+    if problems:
+        raise RequestError("an adapter cannot be merged", problems)
+    modules: dict[str, dict[str, StoredTensor]] = {}
+    replaced: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        module, factor = _module_and_factor(name.removeprefix(_PREFIX))
+        if factor is None:
+            target = _matching(module, base_tensors)
+            if target is None or base_tensors[target].shape != tensor.shape:
+                problems.append(_no_place(folder, name, module, target, base_tensors))
+            else:
+                replaced[target] = tensor
+        else:
+            modules.setdefault(module, {})[factor] = tensor
+    low_rank = {}
+    for module, factors in modules.items():
+        target = _matching(f"{module}.weight", base_tensors)
+        problem = _no_place(folder, module, f"{module}.weight", None, base_tensors) if target is None else None
+        if target is not None:
+            change, problem = _low_rank(config, folder, module, factors, base_tensors[target])
+            if change is not None:
+                low_rank[target] = change
+        if problem is not None:
+            problems.append(problem)
+    if problems:
+        raise RequestError("an adapter does not fit its base", problems)
+    return Adapter(folder, low_rank, replaced, config.get("base_model_name_or_path"))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError("an adapter cannot be read", [Problem(str(folder), f"{CONFIG_FILE}: {error}", None)]) from None
+    return config
+
+
+def _refusals(folder: Path, config: Mapping[str, Any]) -> list[Problem]:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        hint = "merge it with `ftcli merge --base BASE --adapter DIR`" if kind else None
+        return [Problem(str(folder), f"the adapter is of kind {kind}; only LORA becomes plain weights tensor by tensor", hint)]
+    return [
+        Problem(str(folder), f"`{key}`: {what} cannot be folded into plain weights", None)
+        for key, what in _REFUSED.items()
+        if config.get(key)
+    ]
+
+
+def _module_and_factor(name: str) -> tuple[str, str | None]:
+    """A key's module, and which factor of it; None for a tensor that is there whole.
+
+    Example:
+        >>> _module_and_factor("model.layers.0.q_proj.lora_A.weight"), _module_and_factor("model.norm.modules_to_save.weight")
+        (('model.layers.0.q_proj', 'lora_A'), ('model.norm.weight', None))
+    """
+    stem = name.removesuffix(".weight")
+    module, _, last = stem.rpartition(".")
+    if last in _FACTORS:
+        return module, last
+    return re.sub(r"\.(modules_to_save|original_module|base_layer)(\.default)?(?=\.)", "", name), None
+
+
+def _matching(name: str, base_tensors: Mapping[str, StoredTensor]) -> str | None:
+    """The base's tensor of that name, or the only one whose name is the end of it, or ends in it."""
+    if name in base_tensors:
+        return name
+    near = [other for other in base_tensors if name.endswith(f".{other}") or other.endswith(f".{name}")]
+    return near[0] if len(near) == 1 else None
+
+
+def _no_place(folder: Path, name: str, module: str, target: str | None, base_tensors: Mapping[str, StoredTensor]) -> Problem:
+    if target is not None:
+        return Problem(str(folder), f"`{name}` has another shape than the base's {list(base_tensors[target].shape)}", None)
+    hint = "the base ties its head to the embedding, and one tensor cannot be both" if "lm_head" in name else None
+    return Problem(str(folder), f"`{name}` belongs to no tensor of the base (`{module}`)", hint)
+
+
+def _low_rank(
+    config: Mapping[str, Any], folder: Path, module: str, factors: Mapping[str, StoredTensor], weight: StoredTensor
+) -> tuple[LowRank | None, Problem | None]:
+    is_embedding = "lora_embedding_A" in factors
+    names = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A", "lora_B")
+    if any(name not in factors for name in names):
+        return None, Problem(str(folder), f"`{module}` has only {', '.join(factors)}", None)
+    first, second = (factors[name] for name in names)
+    magnitude = factors.get("lora_magnitude_vector")
+    if is_embedding and magnitude is not None:
+        return None, Problem(str(folder), f"`{module}`: DoRA on an embedding cannot be folded in by rows", None)
+    is_transposed = is_embedding or bool(config.get("fan_in_fan_out"))
+    expected = (second.shape[0], first.shape[-1])
+    found = weight.shape[::-1] if is_transposed else weight.shape
+    if len(first.shape) != 2 or len(weight.shape) != 2 or found != expected:
+        return None, Problem(str(folder), f"`{module}`: B A is {list(expected)}, the base's weight {list(weight.shape)}", None)
+    rank = first.shape[0]
+    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return LowRank(first, second, scale, is_transposed, magnitude), None
+
+
+def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+    """PEFT's rule: a key is a regular expression for the end of the module's name."""
+    for key, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+class LowRankChange:
+    """A `LowRank` with its factors in memory: rows of the changed weight from rows of the base's."""
+
+    def __init__(self, change: LowRank, files: OpenFiles) -> None:
+        first = files.whole(change.first)
+        second = files.whole(change.second) * np.float32(change.scale)
+        self._left: Array = np.ascontiguousarray(first.T) if change.is_transposed else second
+        self._right: Array = second.T if change.is_transposed else first
+        self._magnitude = None if change.magnitude is None else files.whole(change.magnitude).reshape(-1)
+        self._is_transposed = change.is_transposed
+        self._lengths: NDArray[np.float64] | None = None
+
+    def rows(self, base: Array, first: int) -> Array:
+        """The changed rows.
+
+        Args:
+            base: ``(rows, columns)``.
+            first: index of the first of them.
+        """
+        changed: Array = base + self._left[first : first + len(base)] @ self._right
+        if self._magnitude is None:
+            return changed
+        if self._is_transposed:
+            assert self._lengths is not None, "the lengths of columns are measured first"
+            by_column: Array = changed * (self._magnitude / self._lengths).astype(np.float32)
+            return by_column
+        lengths = np.sqrt(np.einsum("rc,rc->r", changed, changed, dtype=np.float64))
+        ratio = self._magnitude[first : first + len(base)] / lengths
+        by_row: Array = changed * ratio[:, None].astype(np.float32)
+        return by_row
+
+    def measure(self, weight: StoredTensor, files: OpenFiles) -> None:
+        """Read the whole weight once where the rows to be brought to their lengths are stored as columns."""
+        if self._magnitude is None or not self._is_transposed:
+            return
+        rows, columns = weight.shape
+        squares = np.zeros(columns)
+        for first, last in row_ranges(rows, columns):
+            base = files.numbers(weight, first * columns, (last - first) * columns).reshape(-1, columns)
+            changed = base + self._left[first:last] @ self._right
+            squares += np.einsum("rc,rc->c", changed, changed, dtype=np.float64)
+        self._lengths = np.sqrt(squares)

@@ -1,0 +1,366 @@
+"""Carries out a plan: every tensor read in pieces, computed in float32, rounded once, written at its place in files of known length.
+
+Tensors are merged by a pool of threads (NumPy computes without the interpreter's lock). A journal names the tensors that are on the
+disk; a merge that was killed goes on behind them and ends with the same bytes, since no tensor depends on another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftcli.errors import GateError, Problem, UsageError
+from ftcli.files import said_when_disk_is_full, sha256_of
+from ftcli.merging.numbers import Array, fits, from_float32
+from ftcli.merging.pieces import Piece, row_ranges, rows_and_columns
+from ftcli.merging.plan import Input, Plan, TensorPlan
+from ftcli.merging.randomness import Randomness
+from ftcli.merging.readers import Reader, are_equal, open_reader
+from ftcli.merging.selection import NUM_BINS, histogram, threshold_of
+from ftcli.merging.sources import Source
+from ftcli.merging.stored import OpenFiles
+from ftcli.merging.vocabulary import PermutedReader
+
+JOURNAL = "journal.jsonl"
+_WRITTEN_BEFORE_SYNC = 2**28
+Say = Callable[[int, int, str], None]
+
+
+def working_folder(output: Path) -> Path:
+    """Where a merge that is not finished keeps what it has."""
+    return output.with_name(f".merging-{output.name}")
+
+
+@dataclass
+class _TensorInputs:
+    """One tensor of every model, from their files (see `pieces.Inputs`)."""
+
+    tensor: TensorPlan
+    readers: list[Reader]
+    base: Reader | None
+    statistics: list[Reader]
+    randomness: Randomness
+    thresholds: tuple[float, ...]
+    whole: tuple[Array, ...] = ()
+    _only: Piece | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return rows_and_columns(self.tensor.shape)
+
+    @property
+    def num_models(self) -> int:
+        return len(self.readers)
+
+    def pieces(self) -> Iterator[Piece]:
+        """A tensor of one piece is read once, however often it is looked at."""
+        if self._only is not None:
+            yield self._only
+            return
+        rows, columns = self.shape
+        for index, (first, last) in enumerate(row_ranges(rows, columns)):
+            piece = self.piece(index, first, last)
+            if last - first == rows:
+                self._only = piece
+            yield piece
+
+    def piece(self, index: int, first: int, last: int) -> Piece:
+        return Piece(
+            index,
+            first * self.shape[1],
+            tuple(reader.rows(first, last) for reader in self.readers),
+            None if self.base is None else self.base.rows(first, last),
+            tuple(reader.rows(first, last) for reader in self.statistics),
+        )
+
+    def whole_statistics(self) -> tuple[Array, ...]:
+        return self.whole
+
+
+@dataclass
+class Journal:
+    """The tensors that are on the disk, in a file of one line each."""
+
+    path: Path
+    fingerprint: str
+    done: set[str] = field(default_factory=set)
+    _pending: list[str] = field(default_factory=list)
+    _bytes: int = 0
+
+    def read(self) -> None:
+        """Take up what an earlier merge has written.
+
+        Raises:
+            UsageError: it was another merge.
+        """
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        entries = []
+        for line in lines:
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                break  # the line that was being written when the process was killed
+        if entries and entries[0].get("fingerprint") != self.fingerprint:
+            hint = "merge without --resume to begin anew"
+            raise UsageError("the recipe or its models have changed since the merge was interrupted", hint=hint)
+        self.done = {entry["done"] for entry in entries[1:]}
+
+    def begin(self) -> None:
+        if not self.path.is_file():
+            self.path.write_text(json.dumps({"fingerprint": self.fingerprint}) + "\n", encoding="utf-8")
+
+    def finished(self, name: str, num_bytes: int, sync: Callable[[], None]) -> None:
+        """Note a tensor; it counts once its bytes are on the disk."""
+        self._pending.append(name)
+        self._bytes += num_bytes
+        if self._bytes >= _WRITTEN_BEFORE_SYNC:
+            self.flush(sync)
+
+    def flush(self, sync: Callable[[], None]) -> None:
+        sync()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps({"done": name}) + "\n" for name in self._pending))
+            file.flush()
+            os.fsync(file.fileno())
+        self._pending.clear()
+        self._bytes = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What carrying out a plan took."""
+
+    seconds: float
+    num_tensors: int
+    num_resumed: int
+    """Tensors that were on the disk already."""
+    num_unchanged: int
+    """Tensors copied bit for bit, because no model changes them."""
+    input_hashes: dict[str, str]
+    """SHA-256 of every file that was read."""
+
+
+def carry_out(plan: Plan, folder: Path, *, threads: int, resume: bool = False, say: Say | None = None) -> Carried:
+    """Write the shards of a plan into `folder`.
+
+    Args:
+        threads: tensors that are merged at once; the result does not depend on it.
+        resume: go on with what is in the folder.
+
+    Raises:
+        GateError: a merged tensor has values that are not finite in its dtype.
+        RunError: the disk is full.
+    """
+    started = time.perf_counter()
+    journal = Journal(folder / JOURNAL, plan.fingerprint())
+    if resume:
+        journal.read()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with said_when_disk_is_full(folder), OpenFiles() as files, _Writer(plan, folder) as writer:
+        journal.begin()
+        work = _Work(plan, files, writer)
+        pending = sorted((t for t in plan.tensors if t.name not in journal.done), key=lambda tensor: -tensor.num_bytes)
+        num_resumed = len(plan.tensors) - len(pending)
+        work.find_thresholds(threads, bool(pending))
+        hashes = _run(plan, work, journal, pending, threads, say)
+        journal.flush(writer.sync)
+    return Carried(time.perf_counter() - started, len(plan.tensors), num_resumed, work.num_unchanged, hashes)
+
+
+def _run(plan: Plan, work: _Work, journal: Journal, pending: list[TensorPlan], threads: int, say: Say | None) -> dict[str, str]:
+    """Merge the pending tensors and hash the inputs, largest first."""
+    total = sum(tensor.num_bytes for tensor in pending)
+    done = 0
+    named = {f"{source.reference}/{path.name}": path for source in plan.sources for path in source.files}
+    with ThreadPoolExecutor(threads) as pool:
+        hashes = {name: pool.submit(_hash, path) for name, path in named.items()}
+        running: dict[Future[None], TensorPlan] = {pool.submit(work.merge, tensor): tensor for tensor in pending}
+        try:
+            while running:
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    tensor = running.pop(future)
+                    future.result()
+                    done += tensor.num_bytes
+                    journal.finished(tensor.name, tensor.num_bytes, work.writer.sync)
+                    if say is not None:
+                        say(done, total, f"merge {tensor.name}")
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        return {name: future.result() for name, future in hashes.items()}
+
+
+def _hash(path: Path) -> str:
+    """The name of a file in the hub's cache of large files is its hash already."""
+    real = path.resolve()
+    is_hash = real.parent.name == "blobs" and len(real.name) == 64
+    return real.name if is_hash else sha256_of(path)
+
+
+class _Writer:
+    """The shards, open for writing at any place."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self._descriptors: list[int] = []
+        for shard in plan.shards:
+            descriptor = os.open(folder / shard.name, os.O_RDWR | os.O_CREAT, 0o644)
+            self._descriptors.append(descriptor)
+            if os.fstat(descriptor).st_size != shard.num_bytes:
+                os.posix_fallocate(descriptor, 0, shard.num_bytes)
+                os.ftruncate(descriptor, shard.num_bytes)
+            os.pwrite(descriptor, shard.header, 0)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def write(self, shard: int, offset: int, values: NDArray[Any]) -> None:
+        data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._descriptors[shard], data[done:], offset + done)
+
+    def sync(self) -> None:
+        for descriptor in self._descriptors:
+            os.fdatasync(descriptor)
+
+
+class _Work:
+    """Merges single tensors."""
+
+    def __init__(self, plan: Plan, files: OpenFiles, writer: _Writer) -> None:
+        self.plan, self.files, self.writer = plan, files, writer
+        self.num_unchanged = 0
+        self._thresholds: dict[str, float] = {}
+        self._lock = Lock()
+
+    def merge(self, tensor: TensorPlan) -> None:
+        """Compute one tensor and write it.
+
+        Raises:
+            GateError: it has values that are not finite in its dtype.
+        """
+        readers = [self._reader(tensor, item) for item in tensor.inputs]
+        base = None if tensor.base is None else self._reader(tensor, tensor.base)
+        compared = [*readers, *([] if base is None else [base])]
+        rows, columns = rows_and_columns(tensor.shape)
+        if tensor.is_copy or (base is not None and self.plan.recipe.method.keeps_base and self._is_unchanged(compared, rows, columns)):
+            self._copy(tensor, base if base is not None else readers[0])
+            return
+        inputs = self._inputs(tensor, readers, base)
+        merge = self.plan.recipe.method.merge(inputs, tensor.settings)
+        for index, (first, last) in enumerate(row_ranges(rows, columns)):
+            piece = next(inputs.pieces()) if last - first == rows else inputs.piece(index, first, last)
+            merged = merge(piece)
+            if not fits(merged, tensor.dtype):
+                raise self._not_finite(tensor, piece)
+            self._write(tensor, first * columns, from_float32(merged, tensor.dtype))
+
+    def _is_unchanged(self, readers: list[Reader], rows: int, columns: int) -> bool:
+        is_same = all(are_equal(readers, first, last) for first, last in row_ranges(rows, columns))
+        with self._lock:
+            self.num_unchanged += is_same
+        return is_same
+
+    def _copy(self, tensor: TensorPlan, reader: Reader) -> None:
+        rows, columns = rows_and_columns(tensor.shape)
+        for first, last in row_ranges(rows, columns):
+            stored = reader.stored(first, last) if reader.dtype == tensor.dtype else None
+            if stored is None:
+                values = reader.rows(first, last)
+                if not fits(values, tensor.dtype) and np.isfinite(values).all():
+                    raise self._not_finite(tensor, None)
+                stored = from_float32(values, tensor.dtype)
+            self._write(tensor, first * columns, stored)
+
+    def _write(self, tensor: TensorPlan, element: int, stored: NDArray[Any]) -> None:
+        self.writer.write(tensor.shard, tensor.offset + element * stored.dtype.itemsize, stored)
+
+    def _inputs(self, tensor: TensorPlan, readers: list[Reader], base: Reader | None) -> _TensorInputs:
+        found = [item for item in tensor.statistics if item is not None]
+        elementwise = self.plan.recipe.method.statistics == "elementwise"
+        from ftcli.merging.readers import StoredReader
+
+        return _TensorInputs(
+            tensor,
+            readers,
+            base,
+            [StoredReader(item, self.files) for item in found] if elementwise else [],
+            Randomness(self.plan.recipe.seed, tensor.name, tensor.labels),
+            tuple(self._thresholds[label] for label in tensor.labels) if self._thresholds else (),
+            () if elementwise else tuple(self.files.whole(item) for item in found),
+        )
+
+    def _reader(self, tensor: TensorPlan, item: Input) -> Reader:
+        source: Source = self.plan.sources[item.source]
+        if tensor.is_vocabulary and self.plan.vocabulary is not None and not self.plan.vocabulary.is_identity(item.source):
+            readers = {index: open_reader(self.plan.sources[index], name, self.files) for index, name in self._peers(tensor, item)}
+            return PermutedReader(self.plan.vocabulary, item.source, readers)
+        return open_reader(source, item.name, self.files)
+
+    def _peers(self, tensor: TensorPlan, item: Input) -> list[tuple[int, str]]:
+        """The same tensor of every model, for the tokens that this one has not."""
+        items = [*tensor.inputs, *([tensor.base] if tensor.base else [])]
+        peers = {other.source: other.name for other in items} | {item.source: item.name}
+        assert self.plan.vocabulary is not None
+        for source in self.plan.vocabulary.providers:
+            if source not in peers and (name := self._same_kind(source, tensor.name)) is not None:
+                peers[source] = name
+        return list(peers.items())
+
+    def _same_kind(self, source: int, name: str) -> str | None:
+        from ftcli.merging.layers import embedding_name
+
+        tensors = self.plan.sources[source].tensors
+        return name if name in tensors else embedding_name(self.plan.sources[source])
+
+    def _not_finite(self, tensor: TensorPlan, piece: Piece | None) -> GateError:
+        guilty = []
+        if piece is not None:
+            guilty = [label for label, model in zip(tensor.labels, piece.models, strict=True) if not np.isfinite(model).all()]
+        why = f"`{guilty[0]}` has them already" if guilty else f"or are too large for {tensor.dtype}"
+        return GateError(
+            "the merge is not finite", [Problem(tensor.name, f"merged values are NaN or infinite ({why})", "nothing was written")]
+        )
+
+    def find_thresholds(self, threads: int, is_needed: bool) -> None:
+        """For a trim over all tensors together: one pass that counts magnitudes, and the threshold of each model."""
+        tensors = [tensor for tensor in self.plan.tensors if not tensor.is_copy and tensor.settings.get("scope") == "global"]
+        if not tensors or not is_needed:
+            return
+        sizes: dict[str, int] = {}
+        counts: dict[str, NDArray[np.int64]] = {}
+        with ThreadPoolExecutor(threads) as pool:
+            for tensor, found in zip(tensors, pool.map(self._magnitudes, tensors), strict=True):
+                for label, histogram_of_tensor in zip(tensor.labels, found, strict=True):
+                    sizes[label] = sizes.get(label, 0) + tensor.size
+                    counts[label] = counts.get(label, np.zeros(NUM_BINS, np.int64)) + histogram_of_tensor
+        densities = {label: density for tensor in tensors for label, density in zip(tensor.labels, tensor.settings["density"], strict=True)}
+        for label, total in counts.items():
+            self._thresholds[label] = threshold_of(total, int(densities[label] * sizes[label]))
+
+    def _magnitudes(self, tensor: TensorPlan) -> list[NDArray[np.int64]]:
+        base = None if tensor.base is None else self._reader(tensor, tensor.base)
+        inputs = self._inputs(tensor, [self._reader(tensor, item) for item in tensor.inputs], base)
+        total = [np.zeros(NUM_BINS, np.int64) for _ in tensor.inputs]
+        for piece in inputs.pieces():
+            for index, delta in enumerate(piece.deltas):
+                total[index] += histogram(np.abs(delta))
+        return total

@@ -1,0 +1,558 @@
+"""What a merge will do, tensor by tensor, from headers and configurations alone; or everything that is wrong with it, at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftcli.errors import Problem, RequestError
+from ftcli.merging.configuration import LayerOrigin, differences, merged_layers
+from ftcli.merging.layers import (
+    LayerMap,
+    embedding_name,
+    is_before_layers,
+    is_buffer,
+    is_embedding,
+    is_head,
+    is_tied,
+    layer_map,
+    text_config,
+)
+from ftcli.merging.numbers import DTYPES, ITEM_BYTES, STORED
+from ftcli.merging.pieces import PIECE_ELEMENTS, rows_and_columns
+from ftcli.merging.recipe import MergeRecipe, Module, Part, Slice, recipe_error
+from ftcli.merging.reset import reset_names
+from ftcli.merging.settings import resolve
+from ftcli.merging.sources import Source, open_source
+from ftcli.merging.stored import StoredTensor, read_header
+from ftcli.merging.values import TensorPlace
+from ftcli.merging.vocabulary import Vocabulary, plan_vocabulary
+from ftcli.units import format_bytes
+
+SHARD_BYTES = 5 * 10**9
+FORMAT = 1
+_LISTED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A tensor of one of the models."""
+
+    source: int
+    name: str
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """How one tensor of the merged model comes to be, and where it is written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    inputs: tuple[Input, ...]
+    base: Input | None
+    settings: Mapping[str, Any]
+    labels: tuple[str, ...]
+    """A name for each input, for its random bits."""
+    is_copy: bool
+    """The only input is copied, bit for bit where the dtype stays."""
+    is_vocabulary: bool
+    """Its rows are tokens, which are put in the order of the merged vocabulary."""
+    statistics: tuple[StoredTensor | None, ...] = ()
+    shard: int = 0
+    offset: int = 0
+    """Of its first byte in the shard's file."""
+
+    @property
+    def size(self) -> int:
+        rows, columns = rows_and_columns(self.shape)
+        return rows * columns
+
+    @property
+    def num_bytes(self) -> int:
+        return self.size * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file to be written: its header, and how long it will be."""
+
+    name: str
+    header: bytes
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A merge that can be done."""
+
+    recipe: MergeRecipe
+    sources: tuple[Source, ...]
+    donor: int
+    """The source whose configuration and tokenizer the merged model starts from."""
+    tensors: tuple[TensorPlan, ...]
+    shards: tuple[Shard, ...]
+    config: Mapping[str, Any]
+    vocabulary: Vocabulary | None
+    warnings: tuple[str, ...]
+    read_bytes: int
+    memory_bytes: int
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(shard.num_bytes for shard in self.shards)
+
+    def fingerprint(self) -> str:
+        """Changes with whatever could change a byte of the result: a merge goes on only under the same one."""
+        digest = hashlib.sha256(self.recipe.text.encode())
+        for source in self.sources:
+            for path in source.files:
+                status = path.stat()
+                digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
+        for tensor in self.tensors:
+            digest.update(
+                repr((tensor.name, tensor.shape, tensor.dtype, tensor.shard, tensor.offset, sorted(tensor.settings.items()))).encode()
+            )
+        digest.update(f"{FORMAT}".encode())
+        return digest.hexdigest()
+
+
+@dataclass
+class _Draft:
+    """What is known while planning."""
+
+    recipe: MergeRecipe
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    index: dict[str, int] = field(default_factory=dict)
+    maps: dict[tuple[int, str | None], LayerMap] = field(default_factory=dict)
+    origins: list[LayerOrigin] = field(default_factory=list)
+    tensors: list[TensorPlan] = field(default_factory=list)
+    statistics: dict[str, Mapping[str, StoredTensor]] = field(default_factory=dict)
+    taken: set[tuple[int, str]] = field(default_factory=set)
+    vocabulary: Vocabulary | None = None
+    said: set[str] = field(default_factory=set)
+
+    def wrong(self, where: str, what: str, hint: str | None = None) -> None:
+        """A problem, once."""
+        if (key := f"{where} {what}") not in self.said:
+            self.said.add(key)
+            self.problems.append(Problem(where, what, hint))
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+
+def plan_merge(recipe: MergeRecipe, output: Path | None = None, *, threads: int = 1, shard_bytes: int = SHARD_BYTES) -> Plan:
+    """The plan of a merge.
+
+    Args:
+        output: where it is to be written, for the disk to be looked at; None looks at none.
+        threads: how many tensors are merged at once, for the estimate of memory.
+
+    Raises:
+        RecipeError: something is wrong with the recipe or with how the models fit; names every problem.
+    """
+    draft = _Draft(recipe)
+    _open_sources(draft)
+    if draft.problems:
+        raise recipe_error(recipe.path, draft.problems)
+    donor = draft.index[recipe.base] if recipe.base is not None else draft.index[recipe.modules[0].slices[0].parts[0].model]
+    _compare_configurations(draft, donor)
+    _open_statistics(draft)
+    draft.vocabulary = plan_vocabulary(recipe, draft.sources, draft.index, donor, draft.problems, draft.warnings)
+    names = [module.name for module in recipe.modules if module.name is not None]
+    for module in recipe.modules:
+        _plan_module(draft, module, names, donor)
+    if len(recipe.modules) == 1 and recipe.modules[0].name is not None:
+        draft.wrong(recipe.where(("modules",)), f"only `{names[0]}` is merged, and nothing says what the rest is", "add a module `default`")
+    _unused(draft)
+    config = _configuration(draft, donor)
+    tensors, shards = lay_out(_with_reset(draft), shard_bytes)
+    read_bytes = sum(
+        draft.sources[item.source].tensor(item.name).num_bytes
+        for tensor in tensors
+        for item in (*tensor.inputs, *([tensor.base] if tensor.base else []))
+    )
+    plan = Plan(
+        recipe, tuple(draft.sources), donor, tensors, shards, config, draft.vocabulary, tuple(draft.warnings), read_bytes,
+        _memory(tensors, threads),
+    )  # fmt: skip
+    if output is not None:
+        _look_at_disk(draft, plan, output)
+    if draft.problems:
+        raise recipe_error(recipe.path, draft.problems)
+    return plan
+
+
+def _open_sources(draft: _Draft) -> None:
+    recipe = draft.recipe
+    for reference in recipe.references():
+        try:
+            draft.sources.append(open_source(reference, recipe.path.resolve().parent))
+            draft.index[reference] = len(draft.sources) - 1
+        except RequestError as error:
+            place = next((path for path, value in _texts(recipe.document.data, ()) if value == reference), ())
+            found = error.problems or (Problem("", error.summary, error.hint),)
+            for problem in found:
+                what = problem.what if problem.where in ("", reference) else f"{problem.where}: {problem.what}"
+                draft.wrong(recipe.where(place), what if f"`{reference}`" in what else f"`{reference}`: {what}", problem.hint)
+
+
+def _texts(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if isinstance(value, str):
+        yield path, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from _texts(inner, (*path, key))
+
+
+def _compare_configurations(draft: _Draft, donor: int) -> None:
+    first = draft.sources[donor]
+    for source in draft.sources:
+        if source is not first and (found := differences(text_config(first.config), text_config(source.config))):
+            draft.warn(f"`{first.reference}` and `{source.reference}` are configured differently: {'; '.join(found[:4])}")
+
+
+def _open_statistics(draft: _Draft) -> None:
+    recipe = draft.recipe
+    for part in (part for module in recipe.modules for piece in module.slices for part in piece.parts):
+        if part.statistics is not None and part.statistics not in draft.statistics:
+            path = Path(part.statistics).expanduser()
+            path = path if path.is_absolute() else recipe.path.resolve().parent / path
+            try:
+                draft.statistics[part.statistics] = read_header(path)
+            except RequestError as error:
+                draft.wrong(recipe.where((*part.path, "statistics")), error.problems[0].what)
+
+
+def _map(draft: _Draft, source: int, module: str | None, names: list[str]) -> LayerMap | None:
+    if (source, module) not in draft.maps:
+        found = layer_map(draft.sources[source], module, names)
+        if isinstance(found, Problem):
+            draft.wrong(found.where, found.what, found.hint)
+            return None
+        draft.maps[source, module] = found
+    return draft.maps[source, module]
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """A part of a slice, opened."""
+
+    part: Part
+    source: int
+    layers: LayerMap
+    first: int
+    last: int
+
+
+def _plan_module(draft: _Draft, module: Module, names: list[str], donor: int) -> None:
+    count = 0
+    slices = [_mapped_slice(draft, module, piece, names) for piece in module.slices]
+    if any(parts is None for parts in slices):
+        return
+    total = sum(parts[0].last - parts[0].first for parts in slices if parts)
+    for number, (piece, parts) in enumerate(zip(module.slices, slices, strict=True)):
+        assert parts is not None
+        lead = _lead(draft, piece, parts)
+        length = lead.last - lead.first
+        if number == 0:
+            _plan_outside(draft, module, piece, parts, before=True, depth=0.0)
+        for index in range(length):
+            depth = index / (length - 1) if length > 1 else 1.0
+            _plan_layer(draft, module, piece, parts, index, count, depth)
+            if module.name is None:
+                draft.origins.append((text_config(draft.sources[lead.source].config), lead.first + index))
+            count += 1
+        if number == len(slices) - 1:
+            _plan_outside(draft, module, piece, parts, before=False, depth=1.0)
+    assert count == total
+    _look_for_extras(draft, module, slices)
+
+
+def _lead(draft: _Draft, piece: Slice, parts: list[_Mapped]) -> _Mapped:
+    """The part whose names and configuration count: the base's where it is there, else the first."""
+    base = piece.base or draft.recipe.base
+    return next((mapped for mapped in parts if mapped.part.model == base), parts[0])
+
+
+def _mapped_slice(draft: _Draft, module: Module, piece: Slice, names: list[str]) -> list[_Mapped] | None:
+    recipe, parts = draft.recipe, list(piece.parts)
+    base = piece.base or recipe.base
+    if base is not None and recipe.method.base != "ignored" and all(part.model != base for part in parts):
+        if not module.is_whole:
+            hint = f"add `{{model: {base}, layer_range: ...}}` to the sources"
+            draft.wrong(
+                recipe.where(piece.path), "the base is not among the sources, and nothing says which of its layers belong here", hint
+            )
+            return None
+        parts.append(Part(base, {}, piece.path))
+    mapped = []
+    for part in parts:
+        source = draft.index[part.model]
+        layers = _map(draft, source, module.name, names)
+        if layers is None:
+            return None
+        first, last = part.layers or (0, layers.num_layers)
+        last = last if last > 0 else layers.num_layers + last
+        if not (first < last <= layers.num_layers or (part.layers is None and layers.num_layers == 0)):
+            where = recipe.where((*part.path, "layer_range"))
+            draft.wrong(where, f"found layers {first} to {last}, `{part.model}` has {layers.num_layers}")
+            return None
+        mapped.append(_Mapped(part, source, layers, first, last))
+    counts = {mapped_part.last - mapped_part.first for mapped_part in mapped}
+    if len(counts) > 1:
+        listed = ", ".join(f"`{part.part.model}` {part.last - part.first}" for part in mapped)
+        draft.wrong(recipe.where(piece.path), f"the models have different numbers of layers: {listed}", "use `slices` with `layer_range`")
+        return None
+    return mapped
+
+
+def _plan_outside(draft: _Draft, module: Module, piece: Slice, parts: list[_Mapped], *, before: bool, depth: float) -> None:
+    lead = _lead(draft, piece, parts)
+    names = list(lead.layers.outside)
+    if not before:
+        names += [name for mapped in parts for name in mapped.layers.outside if is_head(name) and name not in names]
+    tied = is_tied(draft.sources[lead.source].config) is True
+    for name in dict.fromkeys(names):
+        if is_before_layers(name) is not before or (is_buffer(name) and draft.sources[lead.source].tensors[name].dtype not in STORED):
+            continue
+        # a head that is the embedding gets what the embedding gets
+        place = TensorPlace(name, None, 0.0 if tied and is_head(name) and name in lead.layers.outside else depth)
+        _plan_tensor(draft, module, piece, parts, place, [name] * len(parts))
+
+
+def _plan_layer(draft: _Draft, module: Module, piece: Slice, parts: list[_Mapped], index: int, layer: int, depth: float) -> None:
+    lead = _lead(draft, piece, parts)
+    for rest in lead.layers.by_layer[lead.first + index]:
+        names = [mapped.layers.name(mapped.first + index, rest) for mapped in parts]
+        _plan_tensor(draft, module, piece, parts, TensorPlace(lead.layers.name(layer, rest), layer, depth), names)
+
+
+def _plan_tensor(draft: _Draft, module: Module, piece: Slice, parts: list[_Mapped], place: TensorPlace, names: list[str]) -> None:
+    recipe = draft.recipe
+    found: list[tuple[_Mapped, Input]] = []
+    for mapped, name in zip(parts, names, strict=True):
+        item = _find(draft, mapped, name)
+        if item is None:
+            if not is_buffer(name):
+                draft.wrong(mapped.part.model, f"tensor `{name}` is not there, and other models have it", _missing_hint(name))
+            return
+        found.append((mapped, item))
+        draft.taken.add((item.source, item.name))
+    base_name = piece.base or recipe.base
+    takes_base = recipe.method.base != "ignored" and base_name is not None
+    base = next((item for mapped, item in found if takes_base and mapped.part.model == base_name), None)
+    models = [(mapped.part, item) for mapped, item in found if not (takes_base and mapped.part.model == base_name)]
+    lead = next(item for mapped, item in found if mapped is _lead(draft, piece, parts))
+    stored = draft.sources[lead.source].tensor(lead.name)
+    shape = _common_shape(draft, place.name, stored.shape, [item for _, item in found])
+    if shape is None:
+        return
+    dtype = stored.dtype if stored.dtype not in STORED else recipe.dtype or ("F32" if stored.dtype == "F64" else stored.dtype)
+    is_copied = stored.dtype not in STORED or (is_buffer(place.name) and base is not None)
+    resolved = resolve(recipe, module, piece, [part for part, _ in models], place, draft.wrong, draft.warn)
+    if resolved is None:
+        return
+    order = resolved.order
+    inputs, settings = tuple(models[position][1] for position in order), resolved.settings
+    is_scaled = recipe.method.name == "passthrough" and settings["scale"][0] not in (None, 1)
+    is_copy = is_copied or (recipe.method.name == "passthrough" and not is_scaled)
+    statistics = _statistics(draft, [models[position][0] for position in order], inputs, shape)
+    settings = {} if is_copy else settings
+    draft.tensors.append(
+        TensorPlan(
+            place.name, shape, dtype, (lead,) if is_copied else inputs, None if is_copy else base, settings, resolved.labels,
+            is_copy, draft.vocabulary is not None and (is_embedding(place.name) or is_head(place.name)), statistics,
+        )
+    )  # fmt: skip
+
+
+def _find(draft: _Draft, mapped: _Mapped, name: str) -> Input | None:
+    """The tensor of that name, or the embedding where a head is asked for that is tied to it."""
+    source = draft.sources[mapped.source]
+    if name in source.tensors:
+        return Input(mapped.source, name)
+    embedding = embedding_name(source)
+    if name.endswith(".weight") and is_head(name) and is_tied(source.config) is not False and embedding is not None:
+        return Input(mapped.source, embedding)
+    return None
+
+
+def _missing_hint(name: str) -> str | None:
+    return "an untied head cannot be merged with none" if is_head(name) else None
+
+
+def _common_shape(draft: _Draft, name: str, lead: tuple[int, ...], items: list[Input]) -> tuple[int, ...] | None:
+    shapes = {draft.sources[item.source].reference: draft.sources[item.source].tensor(item.name).shape for item in items}
+    is_vocabulary = is_embedding(name) or is_head(name)
+    if draft.vocabulary is not None and is_vocabulary:
+        shapes = {reference: (draft.vocabulary.size, *shape[1:]) for reference, shape in shapes.items()}
+        lead = (draft.vocabulary.size, *lead[1:])
+    if len(set(shapes.values())) == 1:
+        return lead
+    listed = ", ".join(f"`{reference}` {list(shape)}" for reference, shape in shapes.items())
+    if is_vocabulary and len({shape[1:] for shape in shapes.values()}) == 1:
+        draft.wrong(name, f"the models have vocabularies of different sizes: {listed}", "add `tokenizer: {source: base}` or `union`")
+    else:
+        draft.wrong(name, f"the shapes differ: {listed}")
+    return None
+
+
+def _statistics(draft: _Draft, parts: list[Part], inputs: tuple[Input, ...], shape: tuple[int, ...]) -> tuple[StoredTensor | None, ...]:
+    """Each model's statistics of the tensor; none where none of them has any."""
+    kind = draft.recipe.method.statistics
+    if kind is None:
+        return ()
+    found = [draft.statistics.get(part.statistics or "", {}).get(item.name) for part, item in zip(parts, inputs, strict=True)]
+    if all(tensor is None for tensor in found):
+        return ()
+    for part, item, tensor in zip(parts, inputs, found, strict=True):
+        expected = shape if kind == "elementwise" else (shape[-1], shape[-1])
+        if tensor is None:
+            draft.wrong(part.model, f"its statistics have no `{item.name}`, and those of other models have")
+        elif tensor.shape != expected:
+            draft.wrong(part.model, f"statistics of `{item.name}` are {list(tensor.shape)}, allowed: {list(expected)}")
+    return tuple(found)
+
+
+def _look_for_extras(draft: _Draft, module: Module, slices: list[list[_Mapped] | None]) -> None:
+    """Tensors of used layers, and those outside the layers, that would be left out."""
+    for mapped in (mapped for parts in slices if parts is not None for mapped in parts):
+        source = draft.sources[mapped.source]
+        names = [mapped.layers.name(layer, rest) for layer in range(mapped.first, mapped.last) for rest in mapped.layers.by_layer[layer]]
+        names += mapped.layers.outside if module.is_whole else []
+        extra = [name for name in names if (mapped.source, name) not in draft.taken and not is_buffer(name)]
+        if extra and not draft.problems:
+            listed = ", ".join(f"`{name}`" for name in extra[:_LISTED]) + (
+                f" ... and {len(extra) - _LISTED} more" if len(extra) > _LISTED else ""
+            )
+            draft.wrong(source.reference, f"has tensors that others have not: {listed}")
+
+
+def _unused(draft: _Draft) -> None:
+    for setting in draft.recipe.settings():
+        for entry in setting.unused():
+            said = entry.text or (entry.pattern.pattern if entry.pattern else f"layers {entry.layers}")
+            draft.warn(f"{draft.recipe.where(entry.path)}: `{said}` matches no tensor (or an entry before it matches them first)")
+
+
+def _with_reset(draft: _Draft) -> list[TensorPlan]:
+    recipe = draft.recipe
+    if recipe.reset is None or recipe.base is None:
+        return draft.tensors
+    base = draft.index[recipe.base]
+    names = reset_names([tensor.name for tensor in draft.tensors], recipe.reset, recipe.seed)
+    changed = []
+    for tensor in draft.tensors:
+        if tensor.name in names and tensor.name in draft.sources[base].tensors:
+            tensor = TensorPlan(
+                tensor.name, tensor.shape, tensor.dtype, (Input(base, tensor.name),), None, {}, (), True, tensor.is_vocabulary
+            )  # fmt: skip
+        changed.append(tensor)
+    return changed
+
+
+def _configuration(draft: _Draft, donor: int) -> dict[str, Any]:
+    source = draft.sources[donor]
+    config = json.loads(json.dumps(source.config))
+    inner, faults = merged_layers(text_config(source.config), draft.origins)
+    for fault in faults:
+        draft.wrong("config.json", fault)
+    if "text_config" in config and isinstance(config["text_config"], dict):
+        config["text_config"] = inner
+    else:
+        config = inner
+    target = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    if draft.vocabulary is not None:
+        target["vocab_size"] = draft.vocabulary.size
+        draft.vocabulary.renumber(target)
+        if target is not config:
+            draft.vocabulary.renumber(config)
+    if draft.recipe.dtype is not None:
+        name = next(word for word, stored in DTYPES.items() if stored == draft.recipe.dtype)
+        for part in (config, target):
+            for key in ("dtype", "torch_dtype"):
+                if key in part:
+                    part[key] = name
+        if "dtype" not in config and "torch_dtype" not in config:
+            config["dtype"] = name
+    _set_tie(draft, config, target, source)
+    return dict(config)
+
+
+def _set_tie(draft: _Draft, config: dict[str, Any], target: dict[str, Any], source: Source) -> None:
+    """A head that only some models have of their own makes the merged model untied."""
+    has_head = any(is_head(tensor.name) for tensor in draft.tensors)
+    had_head = any(is_head(name) for name in source.tensors)
+    if has_head and not had_head:
+        for part in (config, target):
+            part["tie_word_embeddings"] = False
+        draft.warn("the merged model has a head of its own: not all models tie it to the embedding")
+
+
+def _memory(tensors: tuple[TensorPlan, ...], threads: int) -> int:
+    """About the most that is in memory at once, besides the program itself."""
+    largest = 0
+    for tensor in tensors:
+        rows, columns = rows_and_columns(tensor.shape)
+        piece = min(rows * columns, max(PIECE_ELEMENTS, columns))
+        whole = sum(item.size for item in tensor.statistics if item is not None) if tensor.statistics else 0
+        largest = max(largest, 4 * piece * (3 * len(tensor.inputs) + 6) + 8 * whole)
+    return largest * threads
+
+
+def lay_out(tensors: list[TensorPlan], shard_bytes: int) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
+    """Tensors with their places in files of at most `shard_bytes` (a larger tensor has one for itself), in their order."""
+    groups: list[list[TensorPlan]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if groups[-1] and filled + tensor.num_bytes > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.num_bytes
+    placed, shards = [], []
+    for number, group in enumerate(groups):
+        name = "model.safetensors" if len(groups) == 1 else f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
+        # wide elements first, so that every tensor begins at a multiple of its element
+        ordered = sorted(group, key=lambda tensor: -ITEM_BYTES[tensor.dtype])
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        position = 0
+        for tensor in ordered:
+            entries[tensor.name] = {
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "data_offsets": [position, position + tensor.num_bytes],
+            }
+            position += tensor.num_bytes
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        header = len(text).to_bytes(8, "little") + text
+        for tensor in ordered:
+            begin = len(header) + entries[tensor.name]["data_offsets"][0]
+            placed.append(_placed(tensor, number, begin))
+        shards.append(Shard(name, header, len(header) + position))
+    return tuple(placed), tuple(shards)
+
+
+def _placed(tensor: TensorPlan, shard: int, offset: int) -> TensorPlan:
+    from dataclasses import replace
+
+    return replace(tensor, shard=shard, offset=offset)
+
+
+def _look_at_disk(draft: _Draft, plan: Plan, output: Path) -> None:
+    existing = next(path for path in (output.resolve(), *output.resolve().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
+    if plan.write_bytes > free:
+        what = f"the merged model needs {format_bytes(plan.write_bytes)}, and {format_bytes(free)} are free"
+        draft.wrong(str(output), what, "free some space, or choose another disk")

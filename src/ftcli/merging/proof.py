@@ -1,0 +1,99 @@
+"""What is checked of a merged folder before it gets its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftcli.errors import GateError, Problem
+from ftcli.merging.plan import Plan
+from ftcli.merging.stored import OpenFiles, folder_tensors
+
+_SPARE_MEMORY = 0.5
+"""The result is run only if it takes no more than this share of the memory that is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """One check, and what it found."""
+
+    name: str
+    passed: bool
+    """False where it could not be made."""
+    detail: str
+
+
+def prove_written(plan: Plan, folder: Path) -> Proof:
+    """The files hold the tensors that were planned, and those that were to be copied are equal to their originals bit for bit.
+
+    Raises:
+        GateError: they do not.
+    """
+    found = folder_tensors(folder)
+    planned = {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors}
+    if {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()} != planned:
+        raise GateError("the files do not hold what was planned", [Problem("merge", "names, shapes or dtypes differ")])
+    num_compared = 0
+    with OpenFiles() as files:
+        for tensor in plan.tensors:
+            source = plan.sources[tensor.inputs[0].source]
+            name = tensor.inputs[0].name
+            original = source.tensor(name)
+            if not tensor.is_copy or tensor.is_vocabulary or not source.is_as_stored(name) or original.dtype != tensor.dtype:
+                continue
+            count = min(original.size, 2**16)
+            for start in {0, original.size - count}:
+                first, second = files.stored(original, start, count), files.stored(found[tensor.name], start, count)
+                if first.tobytes() != second.tobytes():
+                    raise GateError("a copied tensor is not its original's equal", [Problem(tensor.name, f"copied from `{name}`")])
+            num_compared += 1
+    copies = f"; {num_compared} copies equal their originals" if num_compared else ""
+    return Proof("written as planned", True, f"{len(found)} tensors, all computed values finite{copies}")
+
+
+def prove_forward(plan: Plan, folder: Path) -> Proof:
+    """The folder loads with transformers, no tensor is missing or left over, and one forward pass gives finite logits.
+
+    Raises:
+        GateError: it does not.
+    """
+    name = "loads and runs"
+    try:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    except ImportError as error:
+        return Proof(name, False, f"{error.name} is not installed")
+    from ftcli.models.quiet import quiet_libraries
+
+    if plan.config.get("auto_map"):
+        return Proof(name, False, "the model brings code of its own, which is not run unasked")
+    free = _free_memory()
+    if plan.write_bytes > _SPARE_MEMORY * free:
+        return Proof(name, False, "the model is too large for the memory that is free")
+    with quiet_libraries():
+        try:
+            config = AutoConfig.from_pretrained(folder)
+            if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+                return Proof(name, False, f"transformers has no causal language model for `{config.model_type}`; its configuration loads")
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        except (ValueError, RuntimeError, OSError, KeyError, TypeError, AttributeError) as error:
+            raise GateError("the merged model does not load", [Problem("merge", str(error).strip().split("\n")[0])]) from error
+        model, report = loaded
+        missing = [*report["missing_keys"], *report["mismatched_keys"]]
+        if missing:
+            raise GateError("the merged model is not whole", [Problem("merge", f"missing: {', '.join(map(str, sorted(missing)[:5]))}")])
+        rows = model.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(min(16, rows))[None]
+        with torch.no_grad():
+            logits = model.eval()(input_ids=ids, use_cache=False).logits
+    if not bool(torch.isfinite(logits).all()):
+        raise GateError("the merged model is not finite", [Problem("merge", "its logits are NaN or infinite")])
+    return Proof(name, True, f"with transformers, as {type(model).__name__}; logits of {logits.shape[1]} tokens are finite")
+
+
+def _free_memory() -> int:
+    import os
+
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**33

@@ -1,0 +1,116 @@
+"""Layer-weighted averages learned on data: how much of each model's change each group of layers gets, by gradient.
+
+theta = base + sum over models of c[group, model] * (model - base). The loss of the evaluation sources is made small in c alone: a few
+numbers, so that a few hundred rows are enough. Source: Yang et al. 2023, arXiv:2310.02575 (AdaMerging), which minimises the entropy
+of unlabelled inputs; with held-out answers there, their loss is the better judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ftcli.merging.search.judge import Measurer, MergedModel
+from ftcli.merging.search.log import EvaluationLog
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ftcli.layout.batch import Batch
+
+_CHECKS = 6
+"""How often, at least, the coefficients are judged on all rows while they are learned."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was learned."""
+
+    coefficients: list[list[float]]
+    """For each group of layers one for each model: the best that were judged."""
+    losses: list[float]
+    """Of the batch of each step, nats per target."""
+
+
+def learn_weights(
+    merged: MergedModel,
+    measurer: Measurer,
+    evaluate: EvaluationLog,
+    *,
+    steps: int,
+    lr: float,
+    batch_tokens: int,
+    seed: int,
+    say: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> Learned:
+    """The coefficients with the best evaluation among those of the way, of which the first are the uniform average.
+
+    So the result is never worse than the uniform average on these rows.
+    """
+    import torch
+
+    num_models = len(merged.sources)
+    coefficients = torch.full((merged.num_groups, num_models), 1 / num_models, requires_grad=True)
+    optimizer = torch.optim.Adam([coefficients], lr=lr)
+    batches = _batches(measurer, batch_tokens, seed)
+    losses: list[float] = []
+    evaluate({"weight": _rounded(coefficients)})
+    for step in range(steps):
+        batch = batches[step % len(batches)].to(torch.device(measurer.device))
+        optimizer.zero_grad()
+        loss = _loss(merged, measurer, coefficients, batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        say(step + 1, steps, "learn weights")
+        if (step + 1) % max(1, steps // _CHECKS) == 0 or step + 1 == steps:
+            evaluate({"weight": _rounded(coefficients)})
+    best = evaluate.best()
+    return Learned([list(group) for group in best.candidate["weight"]], losses)
+
+
+def _rounded(coefficients: Tensor) -> list[list[float]]:
+    return [[round(value, 6) for value in group] for group in coefficients.detach().tolist()]
+
+
+def _loss(merged: MergedModel, measurer: Measurer, coefficients: Tensor, batch: Batch) -> Tensor:
+    """Nats per target of a batch, with its graph to the coefficients."""
+    import torch
+    from torch.func import functional_call
+
+    parameters: dict[str, Tensor] = {}
+    for name, parameter in merged.module.named_parameters():
+        base = torch.from_numpy(merged.array(-1, name)).to(parameter.device)
+        row = coefficients[merged.group_of(name)].to(parameter.device)
+        deltas = [torch.from_numpy(merged.array(index, name)).to(parameter.device) - base for index in range(len(merged.sources))]
+        # a sum over models, so that the graph holds the changes and no products of them
+        parameters[f"module.{name}"] = base + torch.einsum("m,m...->...", row, torch.stack(deltas))
+    log_probs = functional_call(measurer.model, parameters, (batch,))
+    result: Tensor = -(log_probs * batch.weights).sum() / batch.weights.sum()
+    return result
+
+
+def _batches(measurer: Measurer, batch_tokens: int, seed: int) -> Sequence[Batch]:
+    """The rows of all sources that count, shuffled once, in batches of about so many tokens."""
+    from ftcli.layout.build import build_posed
+    from ftcli.objectives.causal_lm import CausalLM
+
+    stores = [store for store in measurer.stores if measurer.weights[store.name] > 0]
+    rows = [(store, index) for store in stores for index in range(len(store))]
+    order = np.random.default_rng(seed).permutation(len(rows))
+    parts: list[list[int]] = [[]]
+    filled = 0
+    for position in order.tolist():
+        store, index = rows[position]
+        length = int(store.lengths[index])
+        if parts[-1] and filled + length > batch_tokens:
+            parts.append([])
+            filled = 0
+        parts[-1].append(position)
+        filled += length
+    objective, pad_id = CausalLM(), measurer.tokenizer.pad_id or 0
+    posed = [[objective.pose(rows[position][0].tree(rows[position][1]), is_measured=True) for position in part] for part in parts]
+    return [build_posed(measurer.model.layout, part, pad_id) for part in posed]

@@ -1,0 +1,181 @@
+"""Where the models of a merge come from: folders, the hub, embedded models, runs, checkpoints, and any of these with an adapter.
+
+Opening a source reads configurations and headers, no weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftcli.errors import Problem, RequestError
+from ftcli.merging.adapters import CONFIG_FILE, Adapter, open_adapter
+from ftcli.merging.stored import StoredTensor, folder_tensors, read_header
+from ftcli.models.locate import model_folder
+
+RUN_FILE, TRAINED_FILE = "recipe.resolved.yaml", "trainable.safetensors"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model, opened."""
+
+    reference: str
+    """As the recipe says it."""
+    folder: Path
+    """With its configuration and tokenizer."""
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    adapter: Adapter | None = None
+
+    def tensor(self, name: str) -> StoredTensor:
+        """The stored tensor of that name, the adapter's own copy where it has one."""
+        if self.adapter is not None and name in self.adapter.replaced:
+            return self.adapter.replaced[name]
+        return self.tensors[name]
+
+    def is_as_stored(self, name: str) -> bool:
+        """True when nothing is to be computed to have the tensor."""
+        return self.adapter is None or name not in self.adapter.low_rank
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that weights are read from."""
+        paths = {tensor.path for tensor in self.tensors.values()}
+        if self.adapter is not None:
+            paths |= set((self.adapter.folder).glob("*.safetensors")) | {self.adapter.folder / CONFIG_FILE}
+        return sorted(paths)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The adapter's folder where it brings a tokenizer of its own, else the model's."""
+        if self.adapter is not None and (self.adapter.folder / "tokenizer.json").is_file():
+            return self.adapter.folder
+        return self.folder
+
+
+def open_source(reference: str, folder: Path) -> Source:
+    """The model that a recipe calls `reference`: `model`, `model@revision`, `model+adapter`.
+
+    Args:
+        folder: the recipe's; relative paths count from it, and where nothing is there from the working folder.
+
+    Raises:
+        RequestError: there is no such model, or it cannot be merged.
+    """
+    model, adapter = _split_adapter(reference, folder)
+    path = _located(model, folder)
+    source = _open_folder(reference, path, folder)
+    if adapter is None:
+        return source
+    if source.adapter is not None:
+        raise RequestError("a model has two adapters", [Problem(reference, f"`{path}` has an adapter of its own", "merge it first")])
+    adapter_path = _local(adapter, folder)
+    if adapter_path is None:
+        adapter_path = model_folder(*_split_revision(adapter))
+    if (adapter_path / "adapter" / CONFIG_FILE).is_file():
+        adapter_path = adapter_path / "adapter"
+    return _with_adapter(source, adapter_path)
+
+
+def _split_adapter(reference: str, folder: Path) -> tuple[str, str | None]:
+    """A path may have a plus sign in it: what is there as it stands is meant as it stands."""
+    if "+" not in reference or _local(reference, folder) is not None:
+        return reference, None
+    for position in (index for index, character in enumerate(reference) if character == "+"):
+        model, adapter = reference[:position], reference[position + 1 :]
+        if _local(adapter, folder) is not None:
+            return model, adapter
+    model, _, adapter = reference.partition("+")
+    return model, adapter
+
+
+def _split_revision(reference: str) -> tuple[str, str | None]:
+    name, separator, revision = reference.partition("@")
+    return name, revision if separator else None
+
+
+def _local(reference: str, folder: Path) -> Path | None:
+    path = Path(reference).expanduser()
+    candidates = [path] if path.is_absolute() else [folder / path, path]
+    return next((candidate for candidate in candidates if candidate.is_dir()), None)
+
+
+def _located(model: str, folder: Path) -> Path:
+    local = None if model.startswith("builtin:") else _local(model, folder)
+    if local is not None:
+        return local
+    name, revision = _split_revision(model)
+    if not name.startswith("builtin:") and (local := _local(name, folder)) is not None:
+        return local
+    if name.startswith("."):
+        name = str(folder / name)
+    return model_folder(name, revision)
+
+
+def _open_folder(reference: str, path: Path, recipe_folder: Path) -> Source:
+    if (path / RUN_FILE).is_file():
+        return _open_run(reference, path, recipe_folder)
+    if (path / TRAINED_FILE).is_file():
+        return _open_checkpoint(reference, path)
+    if (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file():
+        base = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        hint = f"write `{base or 'BASE'}+{reference}`"
+        raise RequestError("an adapter is no model", [Problem(reference, f"`{path}` holds an adapter", hint)])
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError("a model cannot be read", [Problem(reference, f"`{path}/config.json`: {error}", None)]) from None
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "quantised")
+        hint = "merge the weights it was made from"
+        raise RequestError("a model cannot be merged", [Problem(reference, f"its weights are quantised ({method})", hint)])
+    return Source(reference, path, config, folder_tensors(path))
+
+
+def _open_run(reference: str, run: Path, recipe_folder: Path) -> Source:
+    if (run / "model" / "config.json").is_file():
+        return _open_folder(reference, run / "model", recipe_folder)
+    if not (run / "adapter" / CONFIG_FILE).is_file():
+        hint = f"finish it with `ftcli train {run} --resume`, or name one of its checkpoints"
+        raise RequestError("a run is not finished", [Problem(reference, f"`{run}` has neither model/ nor adapter/", hint)])
+    method, base, revision = _base_of_run(run)
+    if method == "qlora":
+        hint = f"`ftcli merge {run}` folds it in; name the folder this makes"
+        what = "its adapter was trained on a quantised base, and is another model on the original one"
+        raise RequestError("a run cannot be merged as it is", [Problem(reference, what, hint)])
+    if base is None:
+        raise RequestError("a run has no base", [Problem(reference, "its base was made of random weights", f"use `ftcli merge {run}`")])
+    return _with_adapter(_open_folder(reference, model_folder(base, revision), recipe_folder), run / "adapter")
+
+
+def _base_of_run(run: Path) -> tuple[str | None, str | None, str | None]:
+    """The kind of method, the base model and its revision, from the recipe a run was made with."""
+    from ftcli.recipe.yaml import parse
+
+    data = parse((run / RUN_FILE).read_text(encoding="utf-8")).data
+    model = data.get("model", {})
+    return data.get("method", {}).get("kind"), model.get("base"), model.get("revision")
+
+
+def _open_checkpoint(reference: str, checkpoint: Path) -> Source:
+    """A checkpoint of full fine-tuning: the base with the trained tensors in their places."""
+    run = checkpoint.parent.parent
+    if not (run / RUN_FILE).is_file():
+        raise RequestError("a checkpoint has no run", [Problem(reference, f"`{run}` has no {RUN_FILE}", None)])
+    _, base, revision = _base_of_run(run)
+    trained = read_header(checkpoint / TRAINED_FILE)
+    if base is None or any("lora_" in name for name in trained):
+        hint = f"`ftcli merge {run} --checkpoint {checkpoint.name} -o FOLDER` makes a model of it; name that folder"
+        raise RequestError("a checkpoint is no whole model", [Problem(reference, "it holds what was trained only", hint)])
+    source = _open_folder(reference, model_folder(base, revision), run)
+    if strangers := sorted(set(trained) - set(source.tensors)):
+        raise RequestError("a checkpoint does not fit its base", [Problem(reference, f"not in the base: {', '.join(strangers[:5])}", None)])
+    return Source(reference, source.folder, source.config, {**source.tensors, **trained})
+
+
+def _with_adapter(source: Source, folder: Path) -> Source:
+    return Source(source.reference, source.folder, source.config, source.tensors, open_adapter(folder, source.tensors))

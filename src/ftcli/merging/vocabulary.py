@@ -1,0 +1,306 @@
+"""The vocabulary of the merged model, and where each model has its tokens: rows are matched by token, never by number.
+
+A union of BPE vocabularies keeps the first one's merges in front and puts the others' behind them, so that new tokens come about as
+they did where they come from. Added words, which would be cut out of the text before any merge, are made of special tokens only.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftcli.errors import Problem
+from ftcli.files import write_json
+from ftcli.merging.layers import embedding_name
+from ftcli.merging.methods.sums import weighted_sum
+from ftcli.merging.numbers import Array
+from ftcli.merging.readers import Reader
+from ftcli.merging.recipe import MergeRecipe, TokenSource
+from ftcli.merging.sources import Source
+from ftcli.merging.tokens import TokenTable, combined, read_tokens
+from ftcli.models.tokenizer import TOKENIZER_FILES
+
+_WITHOUT_TABLES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+_BLOCK = 4096
+
+Place = tuple[int, int]
+"""A source, and a row of its embedding."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of the merged model, and whose rows their embeddings are made of."""
+
+    size: int
+    """Rows of the merged embedding."""
+    own: Mapping[int, NDArray[np.int64]]
+    """For each source, its row of each merged token, -1 where it has none."""
+    substitutes: Mapping[int, tuple[Place, ...]]
+    """For a merged row that a source has not: the rows whose mean is taken; none of them is zeros."""
+    forced: frozenset[int]
+    """Merged rows that are substituted in every source."""
+    padding: int
+    """Merged rows from here on belong to no token: each source's mean."""
+    donor: Source
+    table: TokenTable | None
+    """The merged tokens, where they are not those of `donor`."""
+    moved: Mapping[int, int]
+    """For the ids in the merged configuration, which is not always the donor's of the tokens: what they have become."""
+
+    @property
+    def providers(self) -> tuple[int, ...]:
+        """Sources whose rows may stand in for others'."""
+        return tuple(dict.fromkeys(source for places in self.substitutes.values() for source, _ in places))
+
+    def is_identity(self, source: int) -> bool:
+        """True when the source's rows are the merged ones."""
+        rows = self.own[source]
+        return self.padding == self.size and not self.forced and bool((rows == np.arange(self.size)).all())
+
+    def renumber(self, config: dict[str, Any]) -> None:
+        """Give the special tokens that a configuration names their ids in the merged vocabulary."""
+        for key, value in config.items():
+            if key.endswith("_token_id") and isinstance(value, int):
+                config[key] = self.moved.get(value, value)
+            elif key.endswith("_token_id") and isinstance(value, list):
+                config[key] = [self.moved.get(item, item) for item in value]
+
+    def write(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        origin = self.donor.tokenizer_folder
+        for name in TOKENIZER_FILES:
+            if (origin / name).is_file() and (self.table is None or name not in _WITHOUT_TABLES):
+                shutil.copyfile(origin / name, folder / name)
+        if self.table is None:
+            return
+        write_json(folder / "tokenizer.json", self.table.document)
+        path = folder / "tokenizer_config.json"
+        if path.is_file():
+            config = json.loads(path.read_text(encoding="utf-8"))
+            if "added_tokens_decoder" in config:
+                keys = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+                config["added_tokens_decoder"] = {
+                    str(token["id"]): {key: token[key] for key in keys if key in token} for token in self.table.document["added_tokens"]
+                }
+            write_json(path, config)
+        (folder / "added_tokens.json").unlink(missing_ok=True)
+
+
+def plan_vocabulary(
+    recipe: MergeRecipe, sources: Sequence[Source], index: Mapping[str, int], donor: int, problems: list[Problem], warnings: list[str]
+) -> Vocabulary | None:
+    """The merged vocabulary that the recipe asks for; None where rows are taken as they are, after a look at whether they may be."""
+    settings = recipe.tokenizer
+    if settings is None:
+        _compare(sources, donor, warnings)
+        return None
+    tables = _tables(recipe, sources, problems)
+    if tables is None:
+        return None
+    lead = index.get(settings.source, donor)
+    table = None
+    if settings.source in ("union", "intersection"):
+        others = [tables[number] for number in range(len(sources)) if number != lead]
+        made = combined(tables[lead], others, settings.source)
+        if isinstance(made, str):
+            problems.append(Problem(recipe.where(settings.path), made, "`source: base`, or one of the models"))
+            return None
+        table = made
+    elif settings.source != "base" and settings.source not in index:
+        problems.append(Problem(recipe.where(settings.path), f"`{settings.source}` is none of the models", "base, union, intersection"))
+        return None
+    tokens = dict((table or tables[lead]).ids)
+    if added := [token for token in settings.tokens if token not in tokens]:
+        table = (table or tables[lead]).with_added(added)
+        tokens = dict(table.ids)
+    num_rows = max(tokens.values()) + 1
+    if table is None and (name := embedding_name(sources[lead])) is not None:
+        num_rows = max(num_rows, sources[lead].tensors[name].shape[0])
+    multiple = settings.pad_to_multiple_of or 1
+    size = -(-num_rows // multiple) * multiple
+    draft = _Rows(sources, tables, tokens, lead, num_rows, size, keeps_rows=table is None)
+    substitutes, forced = draft.substitutes(index[recipe.base] if recipe.base is not None else lead)
+    _apply_rules(recipe, settings.tokens, tokens, tables, index, substitutes, forced, problems)
+    moved = {row: tokens[token] for token, row in tables[donor].ids.items() if token in tokens and tokens[token] != row}
+    return Vocabulary(size, draft.own, substitutes, frozenset(forced), num_rows, sources[lead], table, moved)
+
+
+def _tables(recipe: MergeRecipe, sources: Sequence[Source], problems: list[Problem]) -> list[TokenTable] | None:
+    found: list[TokenTable] = []
+    for source in sources:
+        table = read_tokens(source.tokenizer_folder)
+        if isinstance(table, str):
+            assert recipe.tokenizer is not None
+            problems.append(Problem(recipe.where(recipe.tokenizer.path), f"`{source.reference}`: {table}"))
+        else:
+            found.append(table)
+    return found if len(found) == len(sources) else None
+
+
+@dataclass
+class _Rows:
+    """Which row of each source a merged row is."""
+
+    sources: Sequence[Source]
+    tables: Sequence[TokenTable]
+    tokens: Mapping[str, int]
+    lead: int
+    num_rows: int
+    size: int
+    keeps_rows: bool
+    """The lead's rows stay where they are, those without a token, too."""
+    own: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for number, (source, table) in enumerate(zip(self.sources, self.tables, strict=True)):
+            rows = np.full(self.size, -1, np.int64)
+            name = embedding_name(source)
+            available = source.tensors[name].shape[0] if name is not None else 0
+            if self.keeps_rows and number == self.lead:
+                count = min(self.num_rows, available)
+                rows[:count] = np.arange(count)
+            else:
+                for token, row in self.tokens.items():
+                    if (found := table.ids.get(token, -1)) < available:
+                        rows[row] = found
+            self.own[number] = rows
+
+    def substitutes(self, base: int) -> tuple[dict[int, tuple[Place, ...]], set[int]]:
+        """For every row that some source has not: the base's, else the mean of those that have it."""
+        missing = np.zeros(self.size, bool)
+        for rows in self.own.values():
+            missing |= rows < 0
+        missing[self.num_rows :] = False
+        found: dict[int, tuple[Place, ...]] = {}
+        for row in np.flatnonzero(missing).tolist():
+            if self.own[base][row] >= 0:
+                found[row] = ((base, int(self.own[base][row])),)
+            else:
+                found[row] = tuple((number, int(rows[row])) for number, rows in self.own.items() if rows[row] >= 0)
+        return found, set()
+
+
+def _apply_rules(
+    recipe: MergeRecipe,
+    rules: Mapping[str, TokenSource],
+    tokens: Mapping[str, int],
+    tables: Sequence[TokenTable],
+    index: Mapping[str, int],
+    substitutes: dict[int, tuple[Place, ...]],
+    forced: set[int],
+    problems: list[Problem],
+) -> None:
+    """What the recipe says of single tokens."""
+    assert recipe.tokenizer is not None
+    for token, rule in rules.items():
+        row, where = tokens[token], recipe.where((*recipe.tokenizer.path, "tokens", token))
+        if rule.kind == "zero":
+            substitutes[row] = ()
+        else:
+            number = index[str(rule.model)]
+            wanted = rule.token if rule.token is not None else token
+            found = wanted if isinstance(wanted, int) else tables[number].ids.get(wanted)
+            if found is None:
+                problems.append(Problem(where, f"`{rule.model}` has no token `{wanted}`"))
+                continue
+            substitutes[row] = ((number, found),)
+        if rule.force:
+            forced.add(row)
+
+
+def _compare(sources: Sequence[Source], donor: int, warnings: list[str]) -> None:
+    """Warn where the same row is another token."""
+    first = sources[donor].tokenizer_folder / "tokenizer.json"
+    for source in sources:
+        other = source.tokenizer_folder / "tokenizer.json"
+        if source is sources[donor] or not (first.is_file() and other.is_file()) or first.read_bytes() == other.read_bytes():
+            continue
+        ours, theirs = read_tokens(first.parent), read_tokens(other.parent)
+        if isinstance(ours, str) or isinstance(theirs, str):
+            continue
+        moved = [token for token, row in ours.ids.items() if theirs.ids.get(token, row) != row]
+        unknown = [token for token in theirs.ids if token not in ours.ids]
+        if moved or unknown:
+            found = f"{len(moved)} tokens have other rows, {len(unknown)} are in the second only"
+            advice = "rows are merged as they stand; `tokenizer: {source: base}` or `union` goes by token"
+            warnings.append(f"`{sources[donor].reference}` and `{source.reference}`: {found}; {advice}")
+
+
+class PermutedReader:
+    """A model's embedding or head with the rows of the merged vocabulary."""
+
+    dtype = "F32"
+
+    def __init__(self, vocabulary: Vocabulary, source: int, readers: Mapping[int, Reader]) -> None:
+        self._vocabulary, self._source, self._readers = vocabulary, source, readers
+        self._mean: Array | None = None
+
+    def rows(self, first: int, last: int) -> Array:
+        vocabulary = self._vocabulary
+        wanted = vocabulary.own[self._source][first:last].copy()
+        replaced = [row - first for row in vocabulary.forced if first <= row < last]
+        wanted[replaced] = -1
+        found: Array | None = None
+        for begin, end in _runs(wanted):
+            row = int(wanted[begin])
+            part = self._readers[self._source].rows(row, row + end - begin)
+            if found is None:
+                found = np.zeros((last - first, part.shape[1]), np.float32)
+            found[begin:end] = part
+        for position in np.flatnonzero(wanted < 0).tolist():
+            part = self._substitute(first + position)
+            if found is None:
+                found = np.zeros((last - first, part.shape[-1]), np.float32)
+            found[position] = part
+        assert found is not None
+        return found
+
+    def stored(self, first: int, last: int) -> NDArray[Any] | None:
+        return None
+
+    def _substitute(self, row: int) -> Array:
+        vocabulary = self._vocabulary
+        places = vocabulary.substitutes.get(row, ())
+        if row >= vocabulary.padding:
+            return self._average()
+        if not places:
+            return np.zeros_like(self._readers[self._source].rows(0, 1)[0])
+        found = [self._readers[source].rows(place, place + 1)[0] for source, place in places]
+        return weighted_sum(found, (1 / len(found),) * len(found))
+
+    def _average(self) -> Array:
+        """The mean of this model's rows, in float64 and rounded."""
+        if self._mean is None:
+            own = self._vocabulary.own[self._source]
+            used = np.unique(own[own >= 0])
+            total = np.zeros(self._readers[self._source].rows(0, 1).shape[1])
+            for begin, end in _runs(used):
+                for start in range(begin, end, _BLOCK):
+                    first, last = int(used[start]), int(used[min(end, start + _BLOCK) - 1]) + 1
+                    total += self._readers[self._source].rows(first, last).sum(axis=0, dtype=np.float64)
+            self._mean = np.asarray(total / len(used), np.float32)
+        return self._mean
+
+
+def _runs(rows: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Begin and end of each stretch of rows that follow each other; those below 0 are left out.
+
+    Example:
+        >>> _runs(np.array([3, 4, -1, 0, 7, 8]))
+        [(0, 2), (3, 4), (4, 6)]
+    """
+    if len(rows) == 0:
+        return []
+    # -1 and 0 differ by 1, and do not follow each other
+    breaks = np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1
+    edges = [0, *breaks.tolist(), len(rows)]
+    return [(begin, end) for begin, end in pairwise(edges) if rows[begin] >= 0]

@@ -1,0 +1,192 @@
+"""The one thread that computes: requests wait in a line, and those that can be answered together are.
+
+Greedy requests to the same model, of the same length, are answered as one batch; a stream is answered alone, token by token. The line
+has an end: what comes beyond it is refused at once, so that no one waits for an answer that does not come.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from ftcli.errors import FtcliError
+from ftcli.models.generate import context_length, generate, prompt_ids, stream
+from ftcli.serving.protocol import AnswerRequest, ApiError
+
+if TYPE_CHECKING:
+    from ftcli.serving.models import Served
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A whole answer."""
+
+    text: str
+    num_prompt_tokens: int
+    num_tokens: int
+    stopped: bool
+    """The model, or a stop text, ended it."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request in the line, with its prompt as text."""
+
+    request: AnswerRequest
+    prompt: str
+    num_prompt_tokens: int
+    pieces: queue.SimpleQueue[str | Result | ApiError] = field(default_factory=queue.SimpleQueue)
+    """What is made: text of a stream, and at the end the result or why there is none."""
+    is_cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def together(self) -> tuple[Any, ...] | None:
+        """Jobs with the same key are answered in one batch; None for alone."""
+        asked = self.request
+        return None if asked.stream or asked.temperature > 0 else (asked.model, asked.max_tokens)
+
+
+class Engine:
+    """Answers jobs in a thread of its own.
+
+    Args:
+        max_waiting: jobs in the line, beyond which new ones are refused.
+    """
+
+    def __init__(self, served: Served, *, max_waiting: int = 256) -> None:
+        self.served = served
+        self._max_waiting = max_waiting
+        self._context = context_length(served.use(served.names[0]))
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._work, name="ftcli-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the line."""
+        return len(self._waiting)
+
+    def submit(self, request: AnswerRequest) -> Job:
+        """Put a request in the line.
+
+        Raises:
+            ApiError: no such model, a prompt that cannot be answered, or a line that is full.
+        """
+        job = self._job(request)
+        with self._changed:
+            if self._is_closed:
+                raise ApiError(503, "the server is stopping", code="stopping")
+            if len(self._waiting) >= self._max_waiting:
+                raise ApiError(429, f"{self._max_waiting} requests are waiting; try again later", code="too_many_requests")
+            self._waiting.append(job)
+            self._changed.notify()
+        return job
+
+    def close(self) -> None:
+        """End the thread after what it is at; what waits is refused."""
+        with self._changed:
+            self._is_closed = True
+            for job in self._waiting:
+                job.pieces.put(ApiError(503, "the server is stopping", code="stopping"))
+            self._waiting.clear()
+            self._changed.notify()
+        self._thread.join(timeout=30)
+
+    def _job(self, request: AnswerRequest) -> Job:
+        tokenizer = self.served.tokenizers.get(request.model)
+        if tokenizer is None:
+            known = ", ".join(self.served.names)
+            raise ApiError(404, f"there is no model `{request.model}` (models: {known})", code="model_not_found", field="model")
+        where = "messages" if request.is_chat else "prompt"
+        try:
+            prompt = request.prompt if request.messages is None else tokenizer.render(request.messages, add_generation_prompt=True)
+            num_tokens = len(prompt_ids(tokenizer, prompt))
+        except FtcliError as error:
+            raise ApiError(400, str(error), code="invalid_prompt", field=where) from error
+        context = self._context
+        if context is not None and num_tokens >= context:
+            what = f"`{where}` has {num_tokens} tokens, which leave no room for an answer in a context of {context}"
+            raise ApiError(400, what, code="context_length_exceeded", field=where)
+        return Job(request, prompt, num_tokens)
+
+    def _work(self) -> None:
+        while (jobs := self._next()) is not None:
+            jobs = [job for job in jobs if not job.is_cancelled.is_set()]
+            if not jobs:
+                continue
+            try:
+                self._answer(jobs)
+            except Exception as error:
+                # whatever went wrong with these must not end the thread that answers all others
+                for job in jobs:
+                    job.pieces.put(ApiError(500, f"the model failed: {type(error).__name__}: {error}", code="model_failed"))
+
+    def _next(self) -> list[Job] | None:
+        """The first job in the line, with those that can be answered together with it; None at the end."""
+        with self._changed:
+            while not self._waiting and not self._is_closed:
+                self._changed.wait()
+            if not self._waiting:
+                return None
+            first = self._waiting.popleft()
+            if first.together is None:
+                return [first]
+            others = [job for job in self._waiting if job.together == first.together][: BATCH_SIZE - 1]
+            for job in others:
+                self._waiting.remove(job)
+            return [first, *others]
+
+    def _answer(self, jobs: list[Job]) -> None:
+        first = jobs[0].request
+        tokenizer = self.served.tokenizers[first.model]
+        module = self.served.use(first.model)
+        if first.stream:
+            self._stream(jobs[0], module)
+            return
+        sampling: dict[str, Any] = {"temperature": first.temperature, "top_p": first.top_p, "seed": first.seed}
+        prompts = [job.prompt for job in jobs]
+        answers = generate(module, tokenizer, prompts, max_new_tokens=first.max_tokens, batch_size=BATCH_SIZE, **sampling)
+        for job, answer in zip(jobs, answers, strict=True):
+            text, is_cut = cut_at_stop(answer.text, job.request.stop)
+            job.pieces.put(Result(text, job.num_prompt_tokens, len(answer.tokens), answer.stopped or is_cut))
+
+    def _stream(self, job: Job, module: Any) -> None:
+        asked, tokenizer = job.request, self.served.tokenizers[job.request.model]
+        sampling: dict[str, Any] = {"temperature": asked.temperature, "top_p": asked.top_p, "seed": asked.seed}
+        made, told = "", 0
+        held = max((len(text) for text in asked.stop), default=1) - 1
+        is_cut = False
+        with closing(cast("Generator[str]", stream(module, tokenizer, job.prompt, max_new_tokens=asked.max_tokens, **sampling))) as pieces:
+            for piece in pieces:
+                made, is_cut = cut_at_stop(made + piece, asked.stop)
+                # the end of what is made may be the beginning of a stop text
+                certain = len(made) if is_cut else max(told, len(made) - held)
+                if certain > told:
+                    job.pieces.put(made[told:certain])
+                    told = certain
+                if is_cut or job.is_cancelled.is_set():
+                    break
+        if len(made) > told:
+            job.pieces.put(made[told:])
+        num_tokens = len(tokenizer.encode(made)[0])
+        job.pieces.put(Result(made, job.num_prompt_tokens, num_tokens, is_cut or num_tokens < asked.max_tokens))
+
+
+def cut_at_stop(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
+    """(the text up to the first stop text, is there one).
+
+    Example:
+        >>> cut_at_stop("one. two", (". ", "tw"))
+        ('one', True)
+    """
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)

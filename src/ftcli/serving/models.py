@@ -1,0 +1,77 @@
+"""One base in memory, and the adapters that are put on it by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ftcli.exporting.source import Source
+    from ftcli.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Served:
+    """The models that can be asked for."""
+
+    tokenizers: Mapping[str, Tokenizer]
+    """By the name of the model; an adapter that brings a tokenizer has its own template."""
+    use: Callable[[str], nn.Module]
+    """What computes a model, until another one is used: for one thread alone."""
+
+    @property
+    def names(self) -> list[str]:
+        """The base first, then its adapters."""
+        return list(self.tokenizers)
+
+
+def serve_models(target: str, adapters: Mapping[str, str], device: str = "auto") -> Served:
+    """Load a base once, and every adapter.
+
+    Args:
+        target: a base, or a run or adapter, which is then served by its name beside its base.
+        adapters: adapter folders or runs, by the name they are asked for.
+
+    Raises:
+        RequestError: there is no such model, or an adapter does not fit the base.
+    """
+    from ftcli.exporting.source import open_source
+
+    source = open_source(target, device)
+    is_plain = source.quantization is None and source.base is not None
+    if source.adapter is not None and is_plain:
+        assert source.base is not None
+        return _with_adapters(source, source.base, {source.name: target, **adapters}, device)
+    if source.holds_model and is_plain:
+        return _with_adapters(source, target, adapters, device)
+    if adapters:
+        raise UsageError(f"`{target}` cannot carry adapters: {source.description}", hint="name the base itself")
+    module = source.attached()
+    return Served({source.name: source.tokenizer}, lambda name: module)
+
+
+def _with_adapters(source: Source, base: str, adapters: Mapping[str, str], device: str) -> Served:
+    from ftcli.exporting.open_target import open_adapters
+    from ftcli.models.adapters import BASE
+
+    base_name = source.name if source.adapter is None else base.removeprefix("builtin:").rstrip("/").rpartition("/")[2]
+    if base_name in adapters:
+        raise UsageError(f"`{base_name}` is the name of the base: the adapter needs another", hint="--adapter NAME=DIR")
+    loaded = open_adapters(base, adapters, device=device)
+    tokenizers = {base_name: loaded.tokenizer, **{name: _tokenizer(folder, loaded.tokenizer) for name, folder in adapters.items()}}
+    return Served(tokenizers, lambda name: loaded.adapters.use(BASE if name == base_name else name))
+
+
+def _tokenizer(folder: str, of_base: Tokenizer) -> Tokenizer:
+    """The tokenizer that was saved with an adapter, with the template it was trained with, or the base's."""
+    from ftcli.models.tokenizer import load_tokenizer
+
+    path = Path(folder).expanduser()
+    place = next((place for place in (path / "adapter", path) if (place / "tokenizer.json").is_file()), None)
+    return of_base if place is None else load_tokenizer(str(place))
