@@ -22,16 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 RECIPES = Path(__file__).parent / "merge_recipes"
+_LAST = "what is behind the layers gets the last point of a gradient; mergekit gives it the first"
 DIFFERENT = {
-    (
-        "slerp_gradient",
-        "lm_head.weight",
-    ): "the head gets the last point of a gradient; mergekit gives it the first",
-    ("slerp_gradient", "model.norm.weight"): "the last norm is behind the last layer, too",
-    ("linear", "lm_head.weight"): "the last point of a gradient, as above",
-    ("linear", "model.norm.weight"): "the last point of a gradient, as above",
-    ("ties", "lm_head.weight"): "the last point of a gradient, as above",
-    ("ties", "model.norm.weight"): "the last point of a gradient, as above",
+    ("slerp_gradient", "lm_head.weight"): _LAST,
+    ("slerp_gradient", "model.norm.weight"): _LAST,
+    ("linear", "lm_head.weight"): _LAST,
+    ("linear", "model.norm.weight"): _LAST,
+    ("ties", "lm_head.weight"): _LAST,
+    ("ties", "model.norm.weight"): _LAST,
+    ("karcher", "*"): "mergekit iterates on float32 tensors; ftcli's numbers are those of a float64 computation, rounded",
+    ("arcee_fusion", "*"): "numbers whose importance is the threshold but for the last bits of a float32",
 }
 MERGEKIT = """
 import json, os, sys, yaml
@@ -171,9 +171,9 @@ def main() -> None:
             rows.append({"recipe": recipe.stem, "mergekit_failed": failed[recipe.name]})
             continue
         rows.append(compare(recipe.stem, output, folder / f"mergekit-{recipe.stem}"))
-    report(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    report(rows)
 
 
 def report(rows: list[dict[str, Any]]) -> None:

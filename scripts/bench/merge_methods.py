@@ -147,7 +147,7 @@ class Bench:
         here = self.folder.resolve()
         base = open_source(self.base, here)
         models = {method: [open_source(str(run.resolve()), here) for run in runs[method]] for method in runs}
-        module, tokenizer = load_frame(base, "auto")
+        module, tokenizer = load_frame(base, "auto", models["full"][0])
         evaluate = Evaluate.model_validate_json(json.dumps(self.evaluation("test")), context={"folder": here})
         measurer = open_measurer(evaluate, tokenizer, module)
 
@@ -253,6 +253,9 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 colour = COLOURS[("full", "lora", "looked for").index(row["group"])]
                 axes.plot(100 * row["mean"], height, "o", color=colour, markersize=7)
                 axes.plot([100 * gain for gain in row["gains"].values()], [height] * len(row["gains"]), "|", color=colour, markersize=6)
+            for index, group in enumerate(("full", "lora", "looked for")):
+                axes.plot([], [], "o", color=COLOURS[index], label=group)
+            axes.legend(frameon=False, loc="lower left")
             axes.set_yticks(range(len(shown)), [row["name"] for row in shown])
             axes.axvline(0, color=INK, linewidth=0.8)
             axes.axvline(100, color=INK, linewidth=0.8, linestyle=":")

@@ -352,3 +352,14 @@ def test_the_command_merges_adapters_and_searches(models: Path, capsys: pytest.C
     assert run_command(["merge", str(path), "-o", str(models / "soup"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["evaluations"] <= 3
     assert run_command(["merge", str(path), "-o", str(models / "soup")]) == 2
+
+
+def test_a_source_of_many_tokens_counts_no_more_than_the_judge_lets_it(models: Path) -> None:
+    """The first step's losses, over all batches, add up to what the judge says of the uniform average."""
+    (models / "rows.jsonl").write_text("".join(json.dumps({"text": "abc" * 9}) + "\n" for _ in range(3)))
+    (models / "kept.jsonl").write_text(json.dumps({"text": "x"}) + "\n")
+    sources = [{"name": name, "source": {"kind": "file", "path": f"{name}.jsonl"}} for name in ("rows", "kept")]
+    evaluate = {"sources": sources, "max_length": 64, "weights": {"rows": 1, "kept": 3}}
+    document = {"merge_method": "learned_weights", "models": ["m0"], "base_model": "base", "evaluate": evaluate}
+    report = run(models, {**document, "steps": 1, "lr": 1e-9, "layer_groups": 1, "batch_tokens": 4096})
+    assert report["losses"][0] == pytest.approx((report["uniform"]["rows"]["loss"] + 3 * report["uniform"]["kept"]["loss"]) / 4, abs=1e-4)

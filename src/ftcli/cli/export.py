@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 ELSEWHERE = {
-    "gptq": "GPTQ needs gptqmodel, which needs a GPU: export --to hf and run it on the folder; or --to int4",
-    "awq": "AWQ needs llm-compressor, which needs a GPU: export --to hf and run it on the folder; or --to int4",
+    "gptq": "it needs calibration by a library that ftcli does not bring: export --to hf and run gptqmodel on it; or --to int4",
+    "awq": "it needs calibration by a library that ftcli does not bring: export --to hf and run llm-compressor on it; or --to int4",
     "openvino": "export --to hf, then: optimum-cli export openvino --model FOLDER OUT; or --to onnx",
     "mlx": "export --to hf, then on a Mac: mlx_lm.convert --hf-path FOLDER",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,8 +22,9 @@ from ftcli.merging.layers import (
     layer_map,
     text_config,
 )
-from ftcli.merging.numbers import DTYPES, ITEM_BYTES, STORED
+from ftcli.merging.numbers import DTYPES, STORED
 from ftcli.merging.pieces import PIECE_ELEMENTS, rows_and_columns
+from ftcli.merging.planned import SHARD_BYTES, Input, Plan, Shard, TensorPlan, lay_out
 from ftcli.merging.recipe import MergeRecipe, Module, Part, Slice, recipe_error
 from ftcli.merging.reset import reset_names
 from ftcli.merging.settings import resolve
@@ -34,92 +34,7 @@ from ftcli.merging.values import TensorPlace
 from ftcli.merging.vocabulary import Vocabulary, plan_vocabulary
 from ftcli.units import format_bytes
 
-SHARD_BYTES = 5 * 10**9
-FORMAT = 1
 _LISTED = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """A tensor of one of the models."""
-
-    source: int
-    name: str
-
-
-@dataclass(frozen=True)
-class TensorPlan:
-    """How one tensor of the merged model comes to be, and where it is written."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    inputs: tuple[Input, ...]
-    base: Input | None
-    settings: Mapping[str, Any]
-    labels: tuple[str, ...]
-    """A name for each input, for its random bits."""
-    is_copy: bool
-    """The only input is copied, bit for bit where the dtype stays."""
-    is_vocabulary: bool
-    """Its rows are tokens, which are put in the order of the merged vocabulary."""
-    statistics: tuple[StoredTensor | None, ...] = ()
-    shard: int = 0
-    offset: int = 0
-    """Of its first byte in the shard's file."""
-
-    @property
-    def size(self) -> int:
-        rows, columns = rows_and_columns(self.shape)
-        return rows * columns
-
-    @property
-    def num_bytes(self) -> int:
-        return self.size * ITEM_BYTES[self.dtype]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A file to be written: its header, and how long it will be."""
-
-    name: str
-    header: bytes
-    num_bytes: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A merge that can be done."""
-
-    recipe: MergeRecipe
-    sources: tuple[Source, ...]
-    donor: int
-    """The source whose configuration and tokenizer the merged model starts from."""
-    tensors: tuple[TensorPlan, ...]
-    shards: tuple[Shard, ...]
-    config: Mapping[str, Any]
-    vocabulary: Vocabulary | None
-    warnings: tuple[str, ...]
-    read_bytes: int
-    memory_bytes: int
-
-    @property
-    def write_bytes(self) -> int:
-        return sum(shard.num_bytes for shard in self.shards)
-
-    def fingerprint(self) -> str:
-        """Changes with whatever could change a byte of the result: a merge goes on only under the same one."""
-        digest = hashlib.sha256(self.recipe.text.encode())
-        for source in self.sources:
-            for path in source.files:
-                status = path.stat()
-                digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
-        for tensor in self.tensors:
-            digest.update(
-                repr((tensor.name, tensor.shape, tensor.dtype, tensor.shard, tensor.offset, sorted(tensor.settings.items()))).encode()
-            )
-        digest.update(f"{FORMAT}".encode())
-        return digest.hexdigest()
 
 
 @dataclass
@@ -510,49 +425,12 @@ def _memory(tensors: tuple[TensorPlan, ...], threads: int) -> int:
     return largest * threads
 
 
-def lay_out(tensors: list[TensorPlan], shard_bytes: int) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
-    """Tensors with their places in files of at most `shard_bytes` (a larger tensor has one for itself), in their order."""
-    groups: list[list[TensorPlan]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        if groups[-1] and filled + tensor.num_bytes > shard_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor)
-        filled += tensor.num_bytes
-    placed, shards = [], []
-    for number, group in enumerate(groups):
-        name = "model.safetensors" if len(groups) == 1 else f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
-        # wide elements first, so that every tensor begins at a multiple of its element
-        ordered = sorted(group, key=lambda tensor: -ITEM_BYTES[tensor.dtype])
-        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        position = 0
-        for tensor in ordered:
-            entries[tensor.name] = {
-                "dtype": tensor.dtype,
-                "shape": list(tensor.shape),
-                "data_offsets": [position, position + tensor.num_bytes],
-            }
-            position += tensor.num_bytes
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        header = len(text).to_bytes(8, "little") + text
-        for tensor in ordered:
-            begin = len(header) + entries[tensor.name]["data_offsets"][0]
-            placed.append(_placed(tensor, number, begin))
-        shards.append(Shard(name, header, len(header) + position))
-    return tuple(placed), tuple(shards)
-
-
-def _placed(tensor: TensorPlan, shard: int, offset: int) -> TensorPlan:
-    from dataclasses import replace
-
-    return replace(tensor, shard=shard, offset=offset)
-
-
 def _look_at_disk(draft: _Draft, plan: Plan, output: Path) -> None:
     existing = next(path for path in (output.resolve(), *output.resolve().parents) if path.is_dir())
     free = shutil.disk_usage(existing).free
     if plan.write_bytes > free:
         what = f"the merged model needs {format_bytes(plan.write_bytes)}, and {format_bytes(free)} are free"
         draft.wrong(str(output), what, "free some space, or choose another disk")
+
+
+__all__ = ["SHARD_BYTES", "Input", "Plan", "Shard", "TensorPlan", "lay_out", "plan_merge"]

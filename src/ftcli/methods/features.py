@@ -47,7 +47,7 @@ class Features(MethodSettings):
     hidden: int | None = Field(default=None, ge=1)
     """Width of the hidden layer of `mlp`; the default is 128."""
 
-    default_lr: ClassVar[float] = 3.3e-4
+    default_lr: ClassVar[float] = 1e-3
     artefact: ClassVar[Literal["model", "adapter"]] = "adapter"
     reads_features: ClassVar[bool] = True
 

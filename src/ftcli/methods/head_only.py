@@ -19,13 +19,13 @@ class HeadOnly(Subset):
     pass; `features` computes that pass once for all epochs. To be used where the base must stay as it is, or as a first answer to
     how much of a task the base already knows; it learns less than any method that moves the base.
 
-    The default learning rate is at the width of 4096 that defaults are given for; at the embedded model's 192 it is 7e-3, the best
-    of 1e-3, 3e-3, 7e-3, 1e-2 and 3e-2 in three epochs of reviews and sentence_polarity.
+    The default learning rate is given at the usual width of 4096; at the embedded model's 192 it comes to 2e-2, the best of 1e-3, 3e-3,
+    7e-3, 2e-2 and 5e-2 by accuracy on snips (350 rows, three epochs: 0.38, 0.47, 0.55, 0.57, 0.57).
     """
 
     kind: Literal["head"] = "head"
 
-    default_lr: ClassVar[float] = 3.3e-4
+    default_lr: ClassVar[float] = 1e-3
 
     def trained_names(self, model: PreTrainedModel) -> Collection[str]:
         """Names of the head's parameters.

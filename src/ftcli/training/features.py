@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 # Raise it when the same weights and trees give other features than before.
 CODE_VERSION = 1
-MICRO_BATCH_TOKENS = 4096
+# Activations should stay near the caches of a CPU: 500 short texts took 1.7 s with 4096 tokens at once, and 1.4 s with 1024.
+MICRO_BATCH_TOKENS_CPU = 1024
+MICRO_BATCH_TOKENS_GPU = 16384
 REPORTED_EXAMPLES = 256
 
 
@@ -103,7 +105,8 @@ def compute_features(model: TreeModel, store: TreeStore, pad_id: int, tell: Call
     was_training, done, told = model.training, 0, 0
     model.eval()
     try:
-        for part in plan_micro_batches(store.lengths.tolist(), 1, MICRO_BATCH_TOKENS)[0]:
+        budget = MICRO_BATCH_TOKENS_CPU if device.type == "cpu" else MICRO_BATCH_TOKENS_GPU
+        for part in plan_micro_batches(store.lengths.tolist(), 1, budget)[0]:
             trees = [store.tree(index) for index in part]
             batch = build_batch(model.layout, trees, [np.zeros(len(tree), dtype=np.float32) for tree in trees], pad_id).to(device)
             features[part] = pooled(model.hidden_states(batch), batch, pooling).float().cpu().numpy()

@@ -233,8 +233,8 @@ def _with_metric(source: EvaluationSource, settings: Evaluate) -> EvaluationSour
     return source.model_copy(update={"generate": Generate.model_validate(fields, strict=False)})
 
 
-def load_frame(source: Source, device: str) -> tuple[PreTrainedModel, Tokenizer]:
-    """A model of the architecture of `source`, in float32, with its tokenizer."""
+def load_frame(source: Source, device: str, speaker: Source | None = None) -> tuple[PreTrainedModel, Tokenizer]:
+    """A model of the architecture of `source`, in float32, with the tokenizer of `speaker`, which may have learnt a template."""
     import torch
 
     from ftcli.models.load import load_model
@@ -243,6 +243,6 @@ def load_frame(source: Source, device: str) -> tuple[PreTrainedModel, Tokenizer]
     from ftcli.models.tokenizer import load_tokenizer
 
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    tokenizer = load_tokenizer(str(Path(source.tokenizer_folder)))
+    tokenizer = load_tokenizer(str(Path((speaker or source).tokenizer_folder)))
     with quiet_libraries():
         return load_model(Model(base=str(source.folder)), tokenizer, dtype="float32", device=where), tokenizer

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ftcli.layout.batch import Batch
+    from ftcli.objectives.objective import Posed
 
 _CHECKS = 6
 """How often, at least, the coefficients are judged on all rows while they are learned."""
@@ -32,7 +33,7 @@ class Learned:
     coefficients: list[list[float]]
     """For each group of layers one for each model: the best that were judged."""
     losses: list[float]
-    """Of the batch of each step, nats per target."""
+    """Of each step's batch, on the scale of the judged loss, nats per target."""
 
 
 def learn_weights(
@@ -59,9 +60,9 @@ def learn_weights(
     losses: list[float] = []
     evaluate({"weight": _rounded(coefficients)})
     for step in range(steps):
-        batch = batches[step % len(batches)].to(torch.device(measurer.device))
+        batch, shares = batches[step % len(batches)]
         optimizer.zero_grad()
-        loss = _loss(merged, measurer, coefficients, batch)
+        loss = _loss(merged, measurer, coefficients, batch.to(torch.device(measurer.device)), shares) * len(batches)
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -76,8 +77,12 @@ def _rounded(coefficients: Tensor) -> list[list[float]]:
     return [[round(value, 6) for value in group] for group in coefficients.detach().tolist()]
 
 
-def _loss(merged: MergedModel, measurer: Measurer, coefficients: Tensor, batch: Batch) -> Tensor:
-    """Nats per target of a batch, with its graph to the coefficients."""
+def _loss(merged: MergedModel, measurer: Measurer, coefficients: Tensor, batch: Batch, shares: Tensor) -> Tensor:
+    """What a batch adds to the judged loss, with its graph to the coefficients.
+
+    Args:
+        shares: ``(E,)`` how much a target of each example counts.
+    """
     import torch
     from torch.func import functional_call
 
@@ -89,28 +94,35 @@ def _loss(merged: MergedModel, measurer: Measurer, coefficients: Tensor, batch: 
         # a sum over models, so that the graph holds the changes and no products of them
         parameters[f"module.{name}"] = base + torch.einsum("m,m...->...", row, torch.stack(deltas))
     log_probs = functional_call(measurer.model, parameters, (batch,))
-    result: Tensor = -(log_probs * batch.weights).sum() / batch.weights.sum()
+    result: Tensor = -(log_probs * batch.weights * shares.to(log_probs.device)[batch.example]).sum()
     return result
 
 
-def _batches(measurer: Measurer, batch_tokens: int, seed: int) -> Sequence[Batch]:
-    """The rows of all sources that count, shuffled once, in batches of about so many tokens."""
+def _batches(measurer: Measurer, batch_tokens: int, seed: int) -> Sequence[tuple[Batch, Tensor]]:
+    """The rows of all sources that count, shuffled once, in batches of about so many tokens, and how much a target of each counts.
+
+    A source of many tokens counts no more than the judge lets it: over all batches the losses add up to the judged one.
+    """
+    import torch
+
     from ftcli.layout.build import build_posed
     from ftcli.objectives.causal_lm import CausalLM
 
-    stores = [store for store in measurer.stores if measurer.weights[store.name] > 0]
-    rows = [(store, index) for store in stores for index in range(len(store))]
-    order = np.random.default_rng(seed).permutation(len(rows))
+    objective, pad_id = CausalLM(), measurer.tokenizer.pad_id or 0
+    total = sum(measurer.weights.values())
+    rows: list[tuple[Posed, float, int]] = []
+    for store in measurer.stores:
+        posed = [objective.pose(store.tree(index), is_measured=True) for index in range(len(store))]
+        share = measurer.weights[store.name] / total / sum(each.weight for each in posed)
+        rows += [(each, share, int(length)) for each, length in zip(posed, store.lengths, strict=True) if share > 0]
     parts: list[list[int]] = [[]]
     filled = 0
-    for position in order.tolist():
-        store, index = rows[position]
-        length = int(store.lengths[index])
-        if parts[-1] and filled + length > batch_tokens:
+    for position in np.random.default_rng(seed).permutation(len(rows)).tolist():
+        if parts[-1] and filled + rows[position][2] > batch_tokens:
             parts.append([])
             filled = 0
         parts[-1].append(position)
-        filled += length
-    objective, pad_id = CausalLM(), measurer.tokenizer.pad_id or 0
-    posed = [[objective.pose(rows[position][0].tree(rows[position][1]), is_measured=True) for position in part] for part in parts]
-    return [build_posed(measurer.model.layout, part, pad_id) for part in posed]
+        filled += rows[position][2]
+    return [
+        (build_posed(measurer.model.layout, [rows[i][0] for i in part], pad_id), torch.tensor([rows[i][1] for i in part])) for part in parts
+    ]

@@ -98,7 +98,8 @@ def run_search(
     write_json(output / SUMMARY_FILE, summary)
     write_text(output / "search.yaml", text)
     card = output / "README.md"
-    table = "\n".join(["## How it was found", "", *(f"- {line}" for line in found.lines), ""])
+    said = [_without_folders(line, work.references) for line in found.lines]
+    table = "\n".join(["## How it was found", "", *(f"- {line}" for line in said), ""])
     write_text(card, card.read_text(encoding="utf-8").rstrip() + "\n\n" + table)
     lines = [*found.lines, f"as written: {_shown(written)}", *outcome_lines(outcome)]
     return {"output": str(output), "merge_method": recipe.merge_method, **summary, "lines": lines}
@@ -136,7 +137,7 @@ def _open(
     reference = getattr(recipe, "base_model", None)
     base = None if reference is None else open_source(reference, folder)
     say(0, 1, "load")
-    module, tokenizer = load_frame(base or sources[0], recipe.evaluate.device)
+    module, tokenizer = load_frame(base or sources[0], recipe.evaluate.device, sources[0])
     num_groups = recipe.search.layer_groups if isinstance(recipe, Search) else getattr(recipe, "layer_groups", 1)
     depth = num_layers((base or sources[0]).config) or 1
     if num_groups > depth:
@@ -288,6 +289,13 @@ def _measure_written(work: _Work, output: Path) -> dict[str, dict[str, float]]:
 
     MergedModel(work.merged.module, [open_source(str(output.resolve()), output)], None).fill_with(0)
     return work.measurer.measure()
+
+
+def _without_folders(line: str, references: Sequence[str]) -> str:
+    """A line that names no folder of this machine."""
+    for reference in references:
+        line = line.replace(reference, reference.rpartition("/")[2] if reference.startswith(("/", ".", "~")) else reference)
+    return line
 
 
 def _named(candidate: Candidate, models: Sequence[str]) -> str:
