@@ -219,6 +219,8 @@ def rows_of(results: list[tuple[str, str, Losses]], tasks: tuple[str, ...]) -> l
     rows = []
     for group, name, losses in results:
         best = own["own lora" if group in ("lora", "own lora") else "own full"]
+        if any(best[task][task] >= base[task] for task in tasks):
+            raise SystemExit("a task's own fine-tuning is not better than the base: there is no gain to keep; give more --steps")
         gains = {task: (base[task] - losses[task]) / (base[task] - best[task][task]) for task in tasks}
         rows.append({"group": group, "name": name, "losses": losses, "gains": gains, "mean": sum(gains.values()) / len(tasks)})
     lead = [row for row in rows if row["group"] in ("base", "own full", "own lora")]

@@ -407,6 +407,27 @@ def test_other_kinds_are_averaged_parameter_by_parameter(kind: str, make_other: 
     torch.testing.assert_close(load_file(tmp_path / "reordered" / "adapter_model.safetensors"), found)
 
 
+def test_bottleneck_adapters_are_averaged_and_load_again(tmp_path: Path) -> None:
+    from ftcli.methods.bottleneck_adapter import BottleneckAdapter
+    from ftcli.methods.context import AttachContext
+
+    method = BottleneckAdapter(preset="pfeiffer")
+    for index in range(2):
+        module = method.attach(make_llama(), AttachContext(seed=index))
+        disturb(module, index)
+        method.save(module, tmp_path / f"b{index}")
+    folders = [tmp_path / "b0", tmp_path / "b1"]
+    assert run("adapter_average", folders, [1, 3], tmp_path / "out", base_model="base")["kind"] == "bottleneck"
+    parts = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    found = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, 0.25 * parts[0][name] + 0.75 * parts[1][name])
+    run("adapter_average", [folders[0]] * 2, [1, 1], tmp_path / "same", base_model="base")
+    with torch.no_grad():
+        logits = [method.load(make_llama(), folder)(IDS).logits for folder in (folders[0], tmp_path / "same")]
+    torch.testing.assert_close(logits[0], logits[1])
+
+
 def test_scales_average_by_their_logarithms_where_asked_for(make_other: Any, tmp_path: Path) -> None:
     folders = [make_other(f"a{index}", index) for index in range(2)]
     run("adapter_average", folders, [1, 1], tmp_path / "out", parameters={"scale": "log"})
