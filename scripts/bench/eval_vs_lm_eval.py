@@ -174,9 +174,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_inputs(folder, options.shared.resolve(), options.rows)
-        print(
-            "| task | ftcli s | lm-eval s | times faster | ftcli GiB | lm-eval GiB | times less | items equal (acc, acc_norm) | log-likelihoods |"
-        )
+        print("| task | ftcli s | lm-eval s | times faster | ftcli GiB | lm-eval GiB | times less | items equal | log-likelihoods |")
         print("|---|--:|--:|--:|--:|--:|--:|--:|--:|", flush=True)
         for count in (0, NUM_SHOTS):
             print(compare(options.peer_python, folder, count, options.rounds), flush=True)

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.tiny_chat_model import write_tiny_chat_model
 
 from ftcli.cli.main import run
-from tests.tiny_chat_model import write_tiny_chat_model
 
 
 @pytest.fixture

@@ -283,6 +283,7 @@ def test_whole_modules_are_averaged_where_peft_refuses(make_adapter: Any, tmp_pa
         ({"parameters": {"rank": 0}}, "at least 1"),
         ({"dtype": "int8"}, "float32, float16, bfloat16"),
         ({"models": []}, "there are no adapters"),
+        ({"merge_method": "lora_model_stock"}, "at least 2 adapters"),
         ({"models": [{"model": "nowhere/at/all"}]}, "is no folder"),
     ],
 )

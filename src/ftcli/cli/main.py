@@ -27,10 +27,10 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 COMMANDS = {
     "train": "Train as a recipe says, and prove what was trained.",
     "check": "Do every check a run begins with, without training.",
-    "merge": "Merge models by a recipe, or fold an adapter into its base model.",
+    "merge": "Merge models by a recipe, or an adapter into its base.",
     "cold": "Fine-tune in rounds with others, and average.",
     "extract-lora": "Make an adapter of the difference between two models.",
-    "adapter-drop": "Leave out a bottleneck adapter's first layers, or measure what that gains.",
+    "adapter-drop": "Leave out an adapter's first layers, or measure it.",
     "export": "Write a run or a model in the form the next tool loads.",
     "eval": "Measure models on tasks, compare them, and judge gates.",
     "generate": "Answer prompts with a run or a model.",
@@ -41,7 +41,7 @@ COMMANDS = {
     "runs": "List, show and compare runs.",
     "init": "Write a first recipe for a model and a data file.",
     "schema": "Print the JSON schema of recipes, for editors.",
-    "data": "Look at data before it is trained on: leaks, repeats, contradictions.",
+    "data": "Look at data: leaks, repeats, contradictions.",
     "cache": "List or clear the cache of tokenised data.",
     "doctor": "Show versions, devices, and what is missing.",
 }
@@ -191,7 +191,9 @@ def _key_hint(option: str) -> str | None:
 
     word = option.lstrip("-").replace("-", "_")
     places = {".".join([*map(str, parents), word]) for parents, _ in homes().get(word, ()) if "N" not in parents}
-    key = FOREIGN_KEYS.get(word) or (places.pop() if len(places) == 1 else None)
+    # Of several places the method's is meant: it is the one that other tools have a flag for.
+    chosen = [place for place in places if len(places) == 1 or place.startswith("method.")]
+    key = FOREIGN_KEYS.get(word) or (chosen[0] if chosen else None)
     return None if key is None else f"a key of the recipe is changed by `--set {key}=...`"
 
 

@@ -6,9 +6,11 @@ disk; a merge that was killed goes on behind them and ends with the same bytes, 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -34,6 +36,7 @@ from ftcli.merging.vocabulary import PermutedReader
 
 JOURNAL = "journal.jsonl"
 _WRITTEN_BEFORE_SYNC = 2**28
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 Say = Callable[[int, int, str], None]
 
 
@@ -163,6 +166,7 @@ def carry_out(plan: Plan, folder: Path, *, threads: int, resume: bool = False, s
         RunError: the disk is full.
     """
     started = time.perf_counter()
+    keep_freed_memory()
     journal = Journal(folder / JOURNAL, plan.fingerprint())
     if resume:
         journal.read()
@@ -178,6 +182,18 @@ def carry_out(plan: Plan, folder: Path, *, threads: int, resume: bool = False, s
         hashes = _run(plan, work, journal, pending, threads, say)
         journal.flush(writer.sync)
     return Carried(time.perf_counter() - started, len(plan.tensors), num_resumed, work.num_unchanged, hashes)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next array of the same size.
+
+    It would give the pages back whenever a piece is done, and have the kernel clear them for the next one: a third of the time of TIES.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, 2**24)
+            mallopt(_M_TRIM_THRESHOLD, 2**29)
 
 
 def _run(plan: Plan, work: _Work, journal: Journal, pending: list[TensorPlan], threads: int, say: Say | None) -> dict[str, str]:

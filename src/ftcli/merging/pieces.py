@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ftcli.merging.numbers import Array
 from ftcli.merging.randomness import Randomness
 
-PIECE_ELEMENTS = 2**17
+PIECE_ELEMENTS = 2**16
 
 Settings = Mapping[str, Any]
 """The value of every parameter of a method; of a parameter that each model has its own of, a tuple in the order of the models."""

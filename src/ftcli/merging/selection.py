@@ -100,9 +100,10 @@ def _bin_of(total: NDArray[np.int64], k: int) -> int:
 def _add_lower_halves(values: Array, parts: dict[int, list[NDArray[np.uint16]]]) -> None:
     """Append the lower halves of the bit patterns in each of the bins, in order."""
     bits = np.ascontiguousarray(values).reshape(-1).view(np.uint32)
-    upper = (bits >> np.uint32(16)).astype(np.uint16)
     for bin_index, found in parts.items():
-        found.append(bits[upper == bin_index].astype(np.uint16))
+        # what is below the bin wraps around to the top
+        places = np.flatnonzero(bits - np.uint32(bin_index << 16) < np.uint32(2**16))
+        found.append(bits[places].astype(np.uint16))
 
 
 def _within(bin_index: int, parts: list[NDArray[np.uint16]], count: int) -> Largest:

@@ -66,6 +66,7 @@ class ExtractReport:
         """The report in one line."""
         ranks = sorted(module.rank for module in self.modules)
         words = f"ranks {ranks[0]} to {ranks[-1]} (median {ranks[len(ranks) // 2]})" if ranks else "none changed"
+        words = f"rank {ranks[0]}" if ranks and ranks[0] == ranks[-1] else words
         full = f", in full: {', '.join(self.full_modules[:_LISTED])}" if self.full_modules else ""
         more = f" and {len(self.full_modules) - _LISTED} more" if len(self.full_modules) > _LISTED else ""
         return f"{len(self.modules)} linear layers, {words}, {self.energy:.4%} of the energy of their changes{full}{more}"

@@ -167,9 +167,7 @@ class AdapterMergeReport:
         return 1.0 if total == 0 else sum(module.energy * module.total for module in self.modules) / total
 
     def line(self) -> str:
-        """
-        The report in one line.
-        """
+        """The report in one line."""
         ranks = sorted(module.rank for module in self.modules)
         words = f"ranks {ranks[0]} to {ranks[-1]}" if ranks and ranks[0] != ranks[-1] else f"rank {ranks[0]}" if ranks else "no factors"
         full = f", {len(self.full_tensors)} tensors in full" if self.full_tensors else ""

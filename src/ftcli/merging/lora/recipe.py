@@ -110,6 +110,9 @@ class _Reader:
         shared = self._parameters(self.data.get("parameters"), ("parameters",), allowed, is_shared=True)
         entries = self._entries()
         own = [self._own(entry, index, allowed) for index, entry in enumerate(entries)]
+        fewest = DENSE[name].num_models[0] if name in DENSE else 1
+        if len(entries) < fewest:
+            self.wrong(("models",), f"`{name}` merges at least {fewest} adapters, found {len(entries)}")
         base, dtype, seed = self._base(), self._dtype(), self.data.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool):
             self.wrong(("seed",), f"found `{seed}`, allowed: a whole number")

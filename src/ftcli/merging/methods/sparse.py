@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ftcli.merging.numbers import Array
 from ftcli.merging.pieces import Inputs, Piece, Settings
@@ -99,8 +100,8 @@ def _at_random(inputs: Inputs, model: int, density: float, rescale: bool | str) 
     def thin(piece: Piece) -> Array:
         delta = piece.deltas[model]
         bits = inputs.randomness.bits(model, piece.start, delta.size).reshape(delta.shape)
-        thinned = delta * kept(bits, density)
-        thinned *= scale
+        thinned = np.multiply(delta, scale)
+        thinned *= kept(bits, density)
         return thinned
 
     return thin
@@ -126,21 +127,25 @@ def _by_rank(inputs: Inputs, model: int, density: float, epsilon: float, rescale
 
     def thin(piece: Piece) -> Array:
         delta = piece.deltas[model]
-        # magnitude above, column below: sorting these sorts by magnitude, and equal ones by column
-        keys = np.abs(delta).view(np.uint32).astype(np.uint64)
-        keys <<= np.uint64(32)
-        keys |= np.arange(columns, dtype=np.uint64)
-        keys.sort(axis=1)
-        order = (keys & np.uint64(0xFFFFFFFF)).astype(np.intp)
-        ranks = np.empty(delta.shape, np.intp)
-        np.put_along_axis(ranks, order, np.arange(columns)[None, :], axis=1)
-        bits = inputs.randomness.bits(model, piece.start, delta.size).reshape(delta.shape)
-        factor = factors[ranks]
-        factor *= bits < limits[ranks]
+        order = _rows_in_order(delta)
+        bits = inputs.randomness.bits(model, piece.start, delta.size)
+        factor = np.empty(delta.shape, np.float32)
+        factor.reshape(-1)[order] = np.multiply(bits[order] < limits, factors)
         factor *= delta
         return factor
 
     return thin
+
+
+def _rows_in_order(values: Array) -> NDArray[np.intp]:
+    """``(rows, columns)`` flat indices: those of each row, from the smallest magnitude to the largest, of equal ones from the front."""
+    # magnitude above, index below: sorting these sorts by magnitude, and equal ones by index
+    keys = np.abs(values).view(np.uint32).astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= np.arange(values.size, dtype=np.uint64).reshape(values.shape)
+    keys.sort(axis=1)
+    keys &= np.uint64(0xFFFFFFFF)
+    return keys.view(np.intp)
 
 
 def rescaled(inputs: Inputs, model: int, thin: Thin) -> Thin:
