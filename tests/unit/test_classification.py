@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from sklearn import metrics as sk
+from tests.conftest import ROOT
 
 from ftcli.cli.main import run
 from ftcli.errors import RequestError
@@ -18,6 +19,9 @@ from ftcli.metrics import classification as metrics
 from ftcli.models.tokenizer import load_tokenizer
 from ftcli.objectives.classification import Classification, OutOfScope
 from ftcli.objectives.label_words import LabelWords
+from ftcli.recipe.load import load_recipe
+from ftcli.reporting.live import Reporter
+from ftcli.training.run import run_recipe
 
 TEMPLATE = "Review: {text}\nOpinion:"
 
@@ -361,3 +365,25 @@ def test_a_prompt_is_computed_once_for_all_labels() -> None:
     objective = Classification(labels=("a", "b", "c"), readout="label-words")
     objective._words = WORDS
     assert len(objective.pose(tree).tree) == len(tree) + 6
+
+
+@pytest.mark.parametrize(
+    "method", [{"kind": "ia3"}, {"kind": "adalora"}, {"kind": "peft", "type": "oft"}, {"kind": "bitfit", "add_biases": True}], ids=str
+)
+def test_a_head_trains_and_is_saved_beside_every_kind_of_adapter(method: dict[str, Any], tmp_path: Path) -> None:
+    document = yaml.safe_load((ROOT / "recipes" / "smoke" / "classification-head.yaml").read_text())
+    document |= {"method": method, "train": {"steps": 2, "global_batch_size": 4}, "output": str(tmp_path / "run")}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(document))
+    with Reporter(silent=True) as reporter:
+        summary = run_recipe(load_recipe(path), reporter)
+    assert {proof["name"]: proof["passed"] for proof in summary["proofs"]}["saved = trained"]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "prompt", "prefix", "adamix"])
+def test_methods_that_cannot_keep_a_head_say_so(kind: str, tmp_path: Path) -> None:
+    document = yaml.safe_load((ROOT / "recipes" / "smoke" / "classification-head.yaml").read_text())
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**document, "method": {"kind": kind}, "output": str(tmp_path / "run")}))
+    with Reporter(silent=True) as reporter, pytest.raises(RequestError, match="does not fit the objective"):
+        run_recipe(load_recipe(path), reporter)

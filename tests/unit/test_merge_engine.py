@@ -227,3 +227,27 @@ def test_the_manifest_has_the_hash_of_every_file_that_went_in(tmp_path: Path) ->
     assert manifest["inputs"]["a/model-00001-of-00002.safetensors"] == sha256_of(tmp_path / "a" / "model-00001-of-00002.safetensors")
     assert str(tmp_path) not in (out / "README.md").read_text()
     assert not (out / JOURNAL).exists()
+
+
+def test_modules_are_merged_each_with_its_own_settings(tmp_path: Path) -> None:
+    """A model of two towers, one merged evenly and the other taken from one model, with a gradient over its own layers."""
+    shapes = {**llama_shapes(LLAMA)}
+    for layer in range(2):
+        shapes[f"vision_tower.layers.{layer}.proj.weight"] = (6, 4)
+    shapes["vision_tower.norm.weight"] = (4,)
+    models = {name: random_values(shapes, seed) for seed, name in enumerate("ab")}
+    for name, values in models.items():
+        write_model(tmp_path / name, values, dtype="F32")
+    shares = {"a": [1.0, 0.25], "b": [0.0, 0.75]}
+    modules = {
+        "vision_tower": {"models": [{"model": name, "parameters": {"weight": shares[name]}} for name in "ab"]},
+        "default": {"models": [{"model": name, "parameters": {"weight": 0.5}} for name in "ab"]},
+    }
+    (tmp_path / "r.yaml").write_text(json.dumps({"merge_method": "linear", "modules": modules}))
+    merge_models(tmp_path / "r.yaml", tmp_path / "out", verify=False)
+    merged = read_values(tmp_path / "out")
+    assert merged.keys() == shapes.keys()
+    for name, value in merged.items():
+        share = {"vision_tower.layers.0.proj.weight": 1.0}.get(name, 0.25 if name.startswith("vision_tower") else 0.5)
+        expected = share * models["a"][name] + (1 - share) * models["b"][name]
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -17,8 +17,8 @@ from ftcli.merging.methods.method import REQUIRED
 from ftcli.merging.methods.registry import METHODS
 from ftcli.merging.methods.task_vectors import della_fault
 from ftcli.merging.numbers import Array, fits, from_float32, to_float32
-from ftcli.merging.pieces import ArrayInputs
-from ftcli.merging.randomness import Randomness, kept
+from ftcli.merging.pieces import ArrayInputs, sampled_rows
+from ftcli.merging.randomness import Chances, Randomness
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -497,14 +497,31 @@ def test_regmean_is_least_squares() -> None:
 @quick
 def test_random_bits_are_those_of_the_position(start: int, count: int, model: int) -> None:
     randomness = Randomness(7, "layer.weight", tuple("abcdef"))
-    assert np.array_equal(randomness.bits(model, start, count), randomness.bits(model, 0, 500)[start : start + count])
-    assert not np.array_equal(randomness.bits(model, 0, 64), Randomness(7, "other.weight", tuple("abcdef")).bits(model, 0, 64))
+    assert np.array_equal(randomness.words(model, start, count), randomness.words(model, 0, 500)[start : start + count])
+    assert not np.array_equal(randomness.words(model, 0, 64), Randomness(7, "other.weight", tuple("abcdef")).words(model, 0, 64))
 
 
 def test_probabilities_of_zero_and_one_are_exact() -> None:
-    bits = np.array([0, 1, 2**32 - 1], np.uint32)
-    assert not kept(bits, 0.0).any()
-    assert kept(bits, 1.0).all()
+    randomness = Randomness(1, "a", ("model",))
+    num = 2**19  # eight words that are all ones are expected among them, and eight that are zero
+    assert not randomness.kept(0, 0, (1, num), Chances.of(0.0)).any()
+    assert randomness.kept(0, 0, (1, num), Chances.of(1.0)).all()
+
+
+def test_draws_that_the_first_word_does_not_decide_go_to_the_second() -> None:
+    randomness = Randomness(1, "a", ("model",))
+    num = 2**22
+    words = randomness.words(0, 0, num)
+    undecided = words == 100
+    mask = randomness.kept(0, 0, (1, num), Chances.of((100 + 0.5) / 2**16)).reshape(-1)
+    assert mask[words < 100].all()
+    assert not mask[words > 100].any()
+    assert 0.2 < mask[undecided].mean() < 0.8  # 64 draws of probability 0.5
+    # in another order, and from another position, the same draws
+    order = np.arange(2**10)[::-1].reshape(1, -1)
+    start = int(np.flatnonzero(undecided)[5]) - 3
+    turned = randomness.kept(0, start, (1, 2**10), Chances.of((100 + 0.5) / 2**16), order)
+    assert np.array_equal(turned.reshape(-1)[::-1], mask[start : start + 2**10])
 
 
 @given(st.integers(0, 2**15 - 2**8), st.sampled_from([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF]), st.booleans())
@@ -524,3 +541,22 @@ def test_values_that_would_become_infinite_do_not_fit() -> None:
     assert not fits(np.array([70000.0], np.float32), "F16")
     assert not fits(np.array([np.nan], np.float32), "BF16")
     assert not fits(np.array([3.4e38], np.float32), "BF16")
+
+
+@pytest.mark.parametrize("kind", ["even", "misleading", "equal"])
+def test_a_sample_changes_nothing_of_which_values_are_the_largest(kind: str) -> None:
+    generator = np.random.default_rng(0)
+    delta = np.abs(generator.normal(size=(1200, 256))).astype(np.float32)
+    if kind == "misleading":  # the rows that are looked at first are unlike all others
+        delta[list(sampled_rows(*delta.shape) or ())] *= 100
+    if kind == "equal":
+        delta = np.floor(delta)
+    base = np.zeros_like(delta)
+    merged = merge("ties", [delta], base, density=0.3).reshape(-1)
+    count = int(0.3 * delta.size)
+    ranked = np.argsort(-delta.reshape(-1), kind="stable")[:count]
+    expected = np.zeros(delta.size, np.float32)
+    expected[ranked] = delta.reshape(-1)[ranked]
+    assert np.array_equal(merged, expected)
+    trimmed = merge("breadcrumbs", [delta], base, density=0.3, gamma=0.1).reshape(-1)
+    assert np.count_nonzero(trimmed) == (count if kind != "equal" else np.count_nonzero(trimmed))

@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "Train as a recipe says, and prove what was trained.",
     "check": "Do every check a run begins with, without training.",
     "merge": "Merge models by a recipe, or an adapter into its base.",
+    "merge-statistics": "Gather what fisher and regmean merges need to know of a model.",
     "cold": "Fine-tune in rounds with others, and average.",
     "extract-lora": "Make an adapter of the difference between two models.",
     "adapter-drop": "Leave out an adapter's first layers, or measure it.",

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ftcli.errors import GateError, Problem, UsageError
 from ftcli.files import said_when_disk_is_full, sha256_of
 from ftcli.merging.numbers import Array, fits, from_float32
-from ftcli.merging.pieces import Piece, row_ranges, rows_and_columns
+from ftcli.merging.pieces import Piece, row_ranges, rows_and_columns, sampled_rows
 from ftcli.merging.plan import Input, Plan, TensorPlan
 from ftcli.merging.randomness import Randomness
 from ftcli.merging.readers import Reader, are_equal, open_reader
@@ -86,6 +86,16 @@ class _TensorInputs:
             None if self.base is None else self.base.rows(first, last),
             tuple(reader.rows(first, last) for reader in self.statistics),
         )
+
+    def sample(self) -> Piece | None:
+        rows = sampled_rows(*self.shape)
+        if rows is None:
+            return None
+
+        def of(reader: Reader) -> Array:
+            return np.concatenate([reader.rows(row, row + 1) for row in rows])
+
+        return Piece(0, 0, tuple(of(reader) for reader in self.readers), None if self.base is None else of(self.base))
 
     def whole_statistics(self) -> tuple[Array, ...]:
         return self.whole

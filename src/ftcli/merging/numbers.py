@@ -59,12 +59,13 @@ def from_float32(values: Array, dtype: str) -> NDArray[Any]:
     if dtype != "BF16":
         return values.astype(STORED[dtype])
     bits = np.ascontiguousarray(values).view(np.uint32)
-    odd = bits >> np.uint32(16)
-    odd &= np.uint32(1)
-    odd += np.uint32(0x7FFF)
-    odd += bits
-    odd >>= np.uint32(16)
-    return odd.astype(np.uint16).reshape(values.shape)
+    # half a step, but for an even neighbour below one less
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    return rounded.astype(np.uint16).reshape(values.shape)
 
 
 def fits(values: Array, dtype: str) -> bool:

@@ -18,6 +18,7 @@ from ftcli.merging.engine import JOURNAL, Carried, Say, carry_out, working_folde
 from ftcli.merging.plan import SHARD_BYTES, Plan, plan_merge
 from ftcli.merging.proof import Proof, prove_forward, prove_written
 from ftcli.merging.recipe import load_merge_recipe
+from ftcli.merging.remote import download_bytes, fetched
 from ftcli.merging.stored import INDEX_FILE
 from ftcli.models.tokenizer import TOKENIZER_FILES
 from ftcli.units import format_bytes, format_seconds
@@ -88,6 +89,7 @@ def carry_out_plan(plan: Plan, output: Path, *, threads: int, resume: bool, veri
     folder = working_folder(output)
     if resume and not (folder / JOURNAL).is_file():
         raise UsageError(f"there is nothing to go on with: `{folder}` is not there", hint="leave --resume out")
+    plan = fetched(plan)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         carried = carry_out(plan, folder, threads=threads, resume=resume, say=say)
@@ -254,6 +256,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{plan.recipe.method.name} of {len(plan.sources)} models: {len(plan.tensors)} tensors, {num_parameters:,} parameters",
         f"reads {format_bytes(plan.read_bytes)}, writes {format_bytes(plan.write_bytes)} in {len(plan.shards)} files, "
         f"needs about {format_bytes(plan.memory_bytes)} of memory",
+        *([f"fetches {format_bytes(download_bytes(plan.sources))} from the hub first"] if download_bytes(plan.sources) else []),
         *(f"warning: {warning}" for warning in plan.warnings),
         "",
     ]
@@ -292,6 +295,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "models": [source.reference for source in plan.sources],
         "num_parameters": sum(tensor.size for tensor in plan.tensors),
         "read_bytes": plan.read_bytes,
+        "download_bytes": download_bytes(plan.sources),
         "write_bytes": plan.write_bytes,
         "memory_bytes": plan.memory_bytes,
         "warnings": list(plan.warnings),

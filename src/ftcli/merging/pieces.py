@@ -76,6 +76,9 @@ class Inputs(Protocol):
     def pieces(self) -> Iterator[Piece]:
         """From the first row to the last."""
 
+    def sample(self) -> Piece | None:
+        """Evenly spaced rows, about as many as a piece has; None of a tensor with few."""
+
     def whole_statistics(self) -> tuple[Array, ...]:
         """Each model's statistics in one array."""
 
@@ -114,6 +117,13 @@ class ArrayInputs:
                 tuple(statistic[part] for statistic in elementwise),
             )
 
+    def sample(self) -> Piece | None:
+        chosen = sampled_rows(*self.shape)
+        if chosen is None:
+            return None
+        base = None if self.base is None else _as_rows(self.base)[chosen]
+        return Piece(0, 0, tuple(_as_rows(model)[chosen] for model in self.models), base)
+
     def whole_statistics(self) -> tuple[Array, ...]:
         return tuple(np.asarray(statistic, np.float32) for statistic in self.statistics)
 
@@ -135,6 +145,17 @@ def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
     for size in shape[:-1]:
         rows *= size
     return rows, shape[-1]
+
+
+def sampled_rows(rows: int, columns: int) -> range | None:
+    """Evenly spaced rows of about one piece together; None where that is no small part of all.
+
+    Example:
+        >>> sampled_rows(4096, 1024), sampled_rows(64, 1024)
+        (range(32, 4096, 64), None)
+    """
+    step = rows * columns // PIECE_ELEMENTS
+    return range(step // 2, rows, step) if step > 3 else None
 
 
 def row_ranges(rows: int, columns: int, elements: int = PIECE_ELEMENTS) -> Iterator[tuple[int, int]]:

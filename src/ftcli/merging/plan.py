@@ -26,6 +26,7 @@ from ftcli.merging.numbers import DTYPES, STORED
 from ftcli.merging.pieces import PIECE_ELEMENTS, rows_and_columns
 from ftcli.merging.planned import SHARD_BYTES, Input, Plan, Shard, TensorPlan, lay_out
 from ftcli.merging.recipe import MergeRecipe, Module, Part, Slice, recipe_error
+from ftcli.merging.remote import download_bytes
 from ftcli.merging.reset import reset_names
 from ftcli.merging.settings import resolve
 from ftcli.merging.sources import Source, open_source
@@ -111,7 +112,7 @@ def _open_sources(draft: _Draft) -> None:
     recipe = draft.recipe
     for reference in recipe.references():
         try:
-            draft.sources.append(open_source(reference, recipe.path.resolve().parent))
+            draft.sources.append(open_source(reference, recipe.path.resolve().parent, to_plan=True))
             draft.index[reference] = len(draft.sources) - 1
         except RequestError as error:
             place = next((path for path, value in _texts(recipe.document.data, ()) if value == reference), ())
@@ -431,6 +432,10 @@ def _look_at_disk(draft: _Draft, plan: Plan, output: Path) -> None:
     if plan.write_bytes > free:
         what = f"the merged model needs {format_bytes(plan.write_bytes)}, and {format_bytes(free)} are free"
         draft.wrong(str(output), what, "free some space, or choose another disk")
+    remote = next((source for source in plan.sources if source.remote is not None), None)
+    if remote is not None and (needed := download_bytes(plan.sources)) > (free := shutil.disk_usage(remote.folder).free):
+        what = f"models that are to be fetched need {format_bytes(needed)}, and {format_bytes(free)} are free"
+        draft.wrong(str(remote.folder), what, "free some space, or set HF_HOME to another disk")
 
 
 __all__ = ["SHARD_BYTES", "Input", "Plan", "Shard", "TensorPlan", "lay_out", "plan_merge"]

@@ -2,12 +2,13 @@
 
 Bit patterns of non-negative floats are ordered like the floats. The first pass counts their upper halves (32,768 bins, those of
 bfloat16); the second looks at the lower halves in the one bin where the k-th value is. Equal values are taken from the front.
+Where a sample tells nearly where the k-th value is, one pass that counts what is above and keeps what is near is enough.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,10 @@ from ftcli.merging.numbers import Array
 from ftcli.merging.pieces import Inputs, Piece
 
 NUM_BINS = 2**15
+_SAMPLED_FROM, _SAMPLED_TO = 2**18, 2**26
+"""Sizes of tensors that are worth a sample, and whose share near the threshold can be kept."""
+_MARGIN = 0.04
+"""Share of the values on each side of the sample's threshold among which the tensor's is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,8 @@ def largest(inputs: Inputs, wanted: Sequence[tuple[Values, Sequence[int]]]) -> l
     """
     rows, columns = inputs.shape
     size = rows * columns
+    if _SAMPLED_FROM <= size <= _SAMPLED_TO and (found := _by_sample(inputs, wanted)) is not None:
+        return found
     is_needed = [any(0 < count < size for count in counts) for _, counts in wanted]
     totals = [np.zeros(NUM_BINS, np.int64) for _ in wanted]
     for piece in inputs.pieces() if any(is_needed) else ():
@@ -90,6 +97,86 @@ def largest(inputs: Inputs, wanted: Sequence[tuple[Values, Sequence[int]]]) -> l
             exact[k] = _within(bin_index, parts[bin_index], k - int(total[bin_index + 1 :].sum()))
         found.append([exact[k] for k in counts])
     return found
+
+
+@dataclass
+class _Bracket:
+    """Where the k-th largest value should be, and what has been seen of it."""
+
+    k: int
+    low: np.float32
+    high: np.float32
+    num_above: int = 0
+    within: list[Array] = field(default_factory=list)
+    """Of each piece, the values from `low` to `high`."""
+
+    @classmethod
+    def of(cls, sample: Array, k: int, size: int) -> _Bracket:
+        """
+        Args:
+            sample: ``(n,)`` in ascending order.
+        """
+        place, margin = (1 - k / size) * sample.size, _MARGIN * sample.size
+        first, last = int(place - margin), int(place + margin) + 1
+        return cls(k, sample[first] if first > 0 else np.float32(0), sample[last] if last < sample.size else np.float32(np.inf))
+
+    def add(self, values: Array) -> None:
+        """The values of the next piece, ``(n,)``."""
+        is_above = values > self.high
+        self.num_above += int(np.count_nonzero(is_above))
+        is_within = values >= self.low
+        is_within ^= is_above  # what is above is not below
+        self.within.append(values[np.flatnonzero(is_within)])
+
+    def largest(self) -> Largest | None:
+        """None when the value is elsewhere."""
+        wanted = self.k - self.num_above
+        together = np.concatenate(self.within)
+        if not 1 <= wanted <= together.size:
+            return None
+        threshold = np.partition(together, together.size - wanted)[together.size - wanted]
+        wanted -= int(np.count_nonzero(together > threshold))
+        return _last_of([int(np.count_nonzero(part == threshold)) for part in self.within], wanted, threshold)
+
+
+def _by_sample(inputs: Inputs, wanted: Sequence[tuple[Values, Sequence[int]]]) -> list[list[Largest]] | None:
+    """As `largest`, in one pass: evenly spaced rows tell nearly where each threshold is; None when they do not."""
+    rows, columns = inputs.shape
+    size = rows * columns
+    sample = inputs.sample()
+    if sample is None:
+        return None
+    brackets: list[dict[int, _Bracket]] = []
+    for values, counts in wanted:
+        inner = [k for k in counts if 0 < k < size]
+        ordered = np.sort(values(sample).reshape(-1)) if inner else np.zeros(0, np.float32)
+        brackets.append({k: _Bracket.of(ordered, k, size) for k in inner})
+    for piece in inputs.pieces() if any(brackets) else ():
+        for (values, _), own in zip(wanted, brackets, strict=True):
+            if own:
+                flat = values(piece).reshape(-1)
+                for bracket in own.values():
+                    bracket.add(flat)
+    found = []
+    for (_, counts), own in zip(wanted, brackets, strict=True):
+        exact = {0: _NONE, size: _ALL} | {k: bracket.largest() for k, bracket in own.items()}
+        found.append([exact[k] for k in counts])
+    complete = [[one for one in row if one is not None] for row in found]
+    return complete if [len(row) for row in complete] == [len(row) for row in found] else None
+
+
+def _last_of(num_equal: Sequence[int], wanted: int, threshold: np.float32) -> Largest:
+    """The threshold, and where the last one equal to it that is taken is.
+
+    Args:
+        num_equal: in each piece, how many are equal to it.
+        wanted: how many of these are taken, at least one.
+    """
+    for index, number in enumerate(num_equal):
+        if number >= wanted:
+            return Largest(threshold, index, wanted)
+        wanted -= number
+    raise AssertionError("there are fewer values than were counted")
 
 
 def _bin_of(total: NDArray[np.int64], k: int) -> int:
@@ -116,12 +203,7 @@ def _within(bin_index: int, parts: list[NDArray[np.uint16]], count: int) -> Larg
     low = 2**16 - 1 - position
     wanted = count - int(from_above[position] - total[low])
     threshold = np.array([bin_index << 16 | low], np.uint32).view(np.float32)[0]
-    for index, part in enumerate(parts):
-        num_equal = int(np.count_nonzero(part == low))
-        if num_equal >= wanted:
-            return Largest(threshold, index, wanted)
-        wanted -= num_equal
-    raise AssertionError("the bin holds fewer values than were counted")
+    return _last_of([int(np.count_nonzero(part == low)) for part in parts], wanted, threshold)
 
 
 def threshold_of(counts: NDArray[np.int64], num_kept: int) -> float:

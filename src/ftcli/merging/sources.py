@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ftcli.errors import Problem, RequestError
 from ftcli.merging.adapters import CONFIG_FILE, Adapter, open_adapter
+from ftcli.merging.remote import has_weights, header_tensors
 from ftcli.merging.stored import StoredTensor, folder_tensors, read_header
 from ftcli.models.locate import model_folder
 
@@ -30,6 +31,8 @@ class Source:
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     adapter: Adapter | None = None
+    remote: str | None = None
+    """The hub id of weights that are not here yet: their shapes and dtypes are known, and none can be read."""
 
     def tensor(self, name: str) -> StoredTensor:
         """The stored tensor of that name, the adapter's own copy where it has one."""
@@ -57,18 +60,20 @@ class Source:
         return self.folder
 
 
-def open_source(reference: str, folder: Path) -> Source:
+def open_source(reference: str, folder: Path, *, to_plan: bool = False) -> Source:
     """The model that a recipe calls `reference`: `model`, `model@revision`, `model+adapter`.
 
     Args:
         folder: the recipe's; relative paths count from it, and where nothing is there from the working folder.
+        to_plan: of a model on the hub only the headers of its weights are fetched (see `remote`).
 
     Raises:
         RequestError: there is no such model, or it cannot be merged.
     """
     model, adapter = _split_adapter(reference, folder)
-    path = _located(model, folder)
-    source = _open_folder(reference, path, folder)
+    source = _open_hub(reference, model, folder) if to_plan else None
+    path = _located(model, folder) if source is None else source.folder
+    source = source or _open_folder(reference, path, folder)
     if adapter is None:
         return source
     if source.adapter is not None:
@@ -79,6 +84,17 @@ def open_source(reference: str, folder: Path) -> Source:
     if (adapter_path / "adapter" / CONFIG_FILE).is_file():
         adapter_path = adapter_path / "adapter"
     return _with_adapter(source, adapter_path)
+
+
+def _open_hub(reference: str, model: str, folder: Path) -> Source | None:
+    """The model on the hub, by its headers where its weights are not here; None where it is another kind of model."""
+    name, revision = _split_revision(model)
+    if name.startswith(("builtin:", ".")) or _local(model, folder) is not None or _local(name, folder) is not None:
+        return None
+    path = model_folder(name, revision, weights=False)
+    if has_weights(path) or not (path / "config.json").is_file():
+        return None
+    return Source(reference, path, _configuration(reference, path), header_tensors(name, path), remote=name)
 
 
 def _split_adapter(reference: str, folder: Path) -> tuple[str, str | None]:
@@ -125,15 +141,23 @@ def _open_folder(reference: str, path: Path, recipe_folder: Path) -> Source:
         base = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
         hint = f"write `{base or 'BASE'}+{reference}`"
         raise RequestError("an adapter is no model", [Problem(reference, f"`{path}` holds an adapter", hint)])
+    return Source(reference, path, _configuration(reference, path), folder_tensors(path))
+
+
+def _configuration(reference: str, path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        RequestError: it cannot be read, or its weights are quantised.
+    """
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RequestError("a model cannot be read", [Problem(reference, f"`{path}/config.json`: {error}", None)]) from None
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "quantised")
         hint = "merge the weights it was made from"
         raise RequestError("a model cannot be merged", [Problem(reference, f"its weights are quantised ({method})", hint)])
-    return Source(reference, path, config, folder_tensors(path))
+    return config
 
 
 def _open_run(reference: str, run: Path, recipe_folder: Path) -> Source:
@@ -178,4 +202,4 @@ def _open_checkpoint(reference: str, checkpoint: Path) -> Source:
 
 
 def _with_adapter(source: Source, folder: Path) -> Source:
-    return Source(source.reference, source.folder, source.config, source.tensors, open_adapter(folder, source.tensors))
+    return replace(source, adapter=open_adapter(folder, source.tensors))

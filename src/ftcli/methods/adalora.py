@@ -69,15 +69,19 @@ class Adalora(MethodSettings):
         from transformers.pytorch_utils import Conv1D
 
         from ftcli.methods.targets import shortest_suffixes, target_names
+        from ftcli.models.classifier import head_names, task_type
         from ftcli.models.quiet import quiet_libraries
 
-        targets = target_names(model, self.target_modules)
+        head = head_names(model)
+        targets = target_names(model, self.target_modules, head)
         with quiet_libraries(), torch.random.fork_rng(devices=[]):
             from peft import AdaLoraConfig, get_peft_model
 
+            from ftcli.methods.adapter import settle_trained_copies
+
             torch.manual_seed(context.seed)
             config = AdaLoraConfig(
-                task_type="CAUSAL_LM",
+                task_type=task_type(model),
                 init_r=self.initial_rank,
                 target_r=self.rank,
                 lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT divides it, a float is as good
@@ -85,9 +89,11 @@ class Adalora(MethodSettings):
                 orth_reg_weight=max(self.orthogonality, 1e-9),  # PEFT wants a number above zero, and its own penalty is not used
                 total_step=1,
                 target_modules=shortest_suffixes(targets, model),
+                modules_to_save=head or None,
                 fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
             )
             module = get_peft_model(model, config)
+            settle_trained_copies(module)
         return cast("nn.Module", module)
 
     def parameter_groups(self, module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:

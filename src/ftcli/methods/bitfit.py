@@ -77,8 +77,8 @@ def add_biases(model: PreTrainedModel) -> None:
             "the method does not fit the model", [Problem("method.add_biases", what, "leave it out, or method.kind: norms or lora")]
         )
     shapes = _parameter_shapes(_switched_on(config, switches))
-    present = dict(model.named_parameters(remove_duplicate=False))
-    for name in shapes.keys() - present.keys():
+    # Compared with the language model of the same configuration: `model` may have another head.
+    for name in shapes.keys() - _parameter_shapes(config).keys():
         owner = model.get_submodule(name.rpartition(".")[0])
         like = next(owner.parameters())
         owner.bias = torch.nn.Parameter(torch.zeros(shapes[name], dtype=like.dtype, device=like.device))

@@ -37,6 +37,9 @@ Source: Houlsby et al. 2019, arXiv:1902.00751, figure 2; Pfeiffer et al. 2020, a
 arXiv:2110.04366, section 4 (a bottleneck of half the width, added with a factor of 4). Widths and non-linearities as AdapterHub's.
 """
 
+MIN_REDUCTION = 0.25
+"""Four times the width of the model is wider than any adapter of the literature; less reduction asks for memory by mistake."""
+
 
 class BottleneckSettings(MethodSettings):
     """Small networks with a narrow middle, added to what attention and feed-forward give to the residual stream of a frozen base."""
@@ -71,6 +74,13 @@ class BottleneckSettings(MethodSettings):
     default_lr: ClassVar[float] = 3e-4
     artefact: ClassVar[Literal["model", "adapter"]] = "adapter"
 
+    @field_validator("scaling")
+    @classmethod
+    def _does_something(cls, scaling: float | str | None) -> float | str | None:
+        if isinstance(scaling, int | float) and not scaling > 0:
+            raise ValueError(f"found {scaling}, allowed: a number above 0, or `learned`")
+        return scaling
+
     @field_validator("reduction_factor")
     @classmethod
     def _is_positive(cls, factor: float | dict[str, float] | None) -> float | dict[str, float] | None:
@@ -78,8 +88,8 @@ class BottleneckSettings(MethodSettings):
         for key, value in named.items():
             if key != DEFAULT and layers_in(key) is None:
                 raise ValueError(f"found `{key}`, allowed: a layer (`3`), a range (`0-3`), or `{DEFAULT}`")
-            if not value > 0:
-                raise ValueError(f"found {value}, allowed: numbers above 0")
+            if not value >= MIN_REDUCTION:
+                raise ValueError(f"found {value}, allowed: {MIN_REDUCTION} or more (1 is as wide as the model)")
         return factor
 
     def lr_at(self, width: int) -> float:
@@ -100,8 +110,10 @@ class BottleneckSettings(MethodSettings):
         """
         import torch
 
+        from ftcli.methods.class_head import refuse_class_head
         from ftcli.models.quiet import quiet_libraries
 
+        refuse_class_head(model, self.kind)  # type: ignore[attr-defined]
         with quiet_libraries():
             from peft import get_peft_model
 

@@ -8,6 +8,21 @@ from ftcli.errors import Problem, RequestError
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
+
+
+def refuse_class_head(model: PreTrainedModel, kind: str) -> None:
+    """Refuse a model with a classification head, for methods that cannot save one beside what they add.
+
+    Raises:
+        RequestError: the model has one.
+    """
+    from ftcli.models.classifier import is_classifier
+
+    if is_classifier(model):
+        what = f"`{kind}` does not train a classification head beside what it adds"
+        hint = "objective.readout: label-words, or a method such as lora, ia3, peft, full, freeze, head"
+        raise RequestError("the method does not fit the objective", [Problem("method.kind", what, hint)])
 
 
 def let_head_train(module: nn.Module, kind: str) -> None:

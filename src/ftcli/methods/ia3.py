@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+from ftcli.errors import Problem, RequestError
 from ftcli.methods.method import MethodSettings
 
 if TYPE_CHECKING:
@@ -44,33 +45,42 @@ class Ia3(MethodSettings):
         """
         from transformers.pytorch_utils import Conv1D
 
+        from ftcli.models.classifier import head_names, task_type
         from ftcli.models.quiet import quiet_libraries
 
         with quiet_libraries():
             from peft import IA3Config, get_peft_model
 
+            from ftcli.methods.adapter import settle_trained_copies
+
             targets, closing = self._targets(model)
             config = IA3Config(
-                task_type="CAUSAL_LM",
+                task_type=task_type(model),
                 target_modules=list(targets),
                 feedforward_modules=list(closing),
+                modules_to_save=head_names(model) or None,
                 fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
             )
             module = get_peft_model(model, config)
+            settle_trained_copies(module)
         return cast("nn.Module", module)
 
     def _targets(self, model: PreTrainedModel) -> tuple[Sequence[str], Sequence[str]]:
         """Names of the layers with factors, and of those among them that get them on their inputs."""
         from ftcli.methods.layer_roles import closing_layers, keys_and_values
         from ftcli.methods.targets import target_names
+        from ftcli.models.classifier import head_names
 
         if self.target_modules == "keys-values-inner":
             targets = [*keys_and_values(model), *closing_layers(model)]
         else:
-            targets = target_names(model, self.target_modules)
+            targets = target_names(model, self.target_modules, head_names(model))
         if self.feedforward_modules is None:
             return targets, [name for name in closing_layers(model) if name in targets]
         chosen = set(target_names(model, self.feedforward_modules)) if self.feedforward_modules else set()
+        if strangers := sorted(chosen.difference(targets)):
+            what = f"`{strangers[0]}` is none of the target_modules, so that it would get no factors"
+            raise RequestError("the method does not fit the model", [Problem("method.feedforward_modules", what, "name it in both")])
         return targets, [name for name in targets if name in chosen]
 
     def parameter_groups(self, module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -60,8 +60,10 @@ def embedding_parameters(model: PreTrainedModel) -> list[str]:
 
 def head_parameters(model: PreTrainedModel) -> list[str]:
     """Names of the output head's parameters; of a head tied to the embedding it is the embedding's name."""
+    from ftcli.models.classifier import head_names
+
     head = model.get_output_embeddings()
-    return [] if head is None else _names(model, [head])
+    return _names(model, [model.get_submodule(name) for name in head_names(model)] if head is None else [head])
 
 
 def norm_parameters(model: PreTrainedModel) -> list[str]:

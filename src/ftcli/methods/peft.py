@@ -117,6 +117,7 @@ class Peft(MethodSettings):
         import torch
 
         from ftcli.methods.targets import extra_names, target_names
+        from ftcli.models.classifier import head_names
         from ftcli.models.quiet import quiet_libraries
 
         with quiet_libraries():
@@ -124,7 +125,7 @@ class Peft(MethodSettings):
 
             from ftcli.methods.adapter import settle_trained_copies
 
-            extra = extra_names(model, self.extra_trained_modules)
+            extra = [*extra_names(model, self.extra_trained_modules), *head_names(model)]
             targets = target_names(model, self.target_modules, extra)
             self._require_layers(model, targets)
             with torch.random.fork_rng(devices=[]):
@@ -178,6 +179,7 @@ class Peft(MethodSettings):
 
         from ftcli.methods.peft_fields import FIELDS
         from ftcli.methods.targets import shortest_suffixes
+        from ftcli.models.classifier import task_type
 
         values: dict[str, Any] = {**_fitted(self.type, model, targets), **TYPES[self.type].start, **self.config}
         if "random_seed" in FIELDS[self.type] and values.get("random_seed") is None:
@@ -190,7 +192,7 @@ class Peft(MethodSettings):
         if extra:
             values["modules_to_save"] = list(extra)
         config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[self.type.upper()]]
-        return config_class(task_type="CAUSAL_LM", target_modules=shortest_suffixes(targets, model), **values)
+        return config_class(task_type=task_type(model), target_modules=shortest_suffixes(targets, model), **values)
 
 
 def _by_target(field: str, pattern: dict[str, Any], targets: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ftcli.merging.numbers import Array
 from ftcli.merging.pieces import Inputs, Piece, Settings
-from ftcli.merging.randomness import kept
+from ftcli.merging.randomness import Chances
 from ftcli.merging.selection import Largest, largest
 
 Thin = Callable[[Piece], Array]
@@ -96,12 +96,11 @@ def _at_random(inputs: Inputs, model: int, density: float, rescale: bool | str) 
     if density >= 1:
         return _all_of(model)
     scale = np.float32(1 / density if rescale is True and density > 0 else 1)
+    chances = Chances.of(density)
 
     def thin(piece: Piece) -> Array:
-        delta = piece.deltas[model]
-        bits = inputs.randomness.bits(model, piece.start, delta.size).reshape(delta.shape)
-        thinned = np.multiply(delta, scale)
-        thinned *= kept(bits, density)
+        thinned: Array = piece.deltas[model] * scale
+        thinned *= inputs.randomness.kept(model, piece.start, piece.shape, chances)
         return thinned
 
     return thin
@@ -122,15 +121,14 @@ def _by_rank(inputs: Inputs, model: int, density: float, epsilon: float, rescale
     columns = inputs.shape[1]
     steps = np.linspace(-epsilon, epsilon, columns) if columns > 1 else np.zeros(1)
     probabilities = density + steps
-    limits = np.minimum(np.rint(probabilities * 2.0**32), 2.0**32 - 1).astype(np.uint32)
+    chances = Chances.of(probabilities)
     factors = (1 / probabilities if rescale is True else np.ones(columns)).astype(np.float32)
 
     def thin(piece: Piece) -> Array:
         delta = piece.deltas[model]
         order = _rows_in_order(delta)
-        bits = inputs.randomness.bits(model, piece.start, delta.size)
         factor = np.empty(delta.shape, np.float32)
-        factor.reshape(-1)[order] = np.multiply(bits[order] < limits, factors)
+        factor.reshape(-1)[order] = factors * inputs.randomness.kept(model, piece.start, piece.shape, chances, order)
         factor *= delta
         return factor
 

@@ -13,18 +13,16 @@ from ftcli.merging.pieces import Inputs, Piece
 
 def weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
     """Sum of w * array; what has weight 0 is left out, weight 1 is exact."""
-    total: Array | None = None
-    for array, weight in zip(arrays, weights, strict=True):
-        if weight == 0:
-            continue
-        term = array if weight == 1 else array * np.float32(weight)
-        if total is None:
-            total = term
-        elif total is arrays[0] or any(total is other for other in arrays):
-            total = total + term
-        else:
-            total += term
-    return np.zeros_like(arrays[0]) if total is None else total
+    terms = [(array, np.float32(weight)) for array, weight in zip(arrays, weights, strict=True) if weight != 0]
+    if not terms:
+        return np.zeros_like(arrays[0])
+    array, weight = terms[0]
+    if len(terms) == 1:
+        return array if weight == 1 else array * weight
+    total, scratch = array * weight, np.empty_like(array)
+    for array, weight in terms[1:]:
+        total += array if weight == 1 else np.multiply(array, weight, out=scratch)
+    return total
 
 
 def normalised(weights: Sequence[float]) -> tuple[float, ...]:

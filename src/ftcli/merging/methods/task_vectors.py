@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ftcli.merging.methods.sparse import Thinning, at_random, by_magnitude, by_rank, rescaled, whole, without_outliers
 from ftcli.merging.methods.sums import normalised, on_base, weighted_sum
@@ -52,17 +53,28 @@ def elected(changes: Sequence[Array], settings: Settings) -> Array:
         voters = [np.sign(change) for change in changes]
     balance = weighted_sum(voters, (1,) * len(voters))
     is_up, is_down = balance > 0, balance < 0
-    total, divisor = np.zeros_like(balance), np.zeros_like(balance)
+    total, term = np.zeros_like(balance), np.empty_like(balance)
+    divisor = np.zeros_like(balance) if settings["normalize"] else None
     for change, vote, weight in zip(weighted, voters, weights, strict=True):
-        agrees = (is_up & (vote > 0)) | (is_down & (vote < 0))
-        total += change * agrees
-        divisor += agrees * np.float32(abs(weight) if divide == "weights" else 1)
-    if not settings["normalize"]:
-        return total
-    # the total is 0 where nobody agrees
-    np.maximum(divisor, np.float32(1e-30), out=divisor)
-    total /= divisor
+        agrees = _agreeing(vote, is_up, is_down)
+        total += np.multiply(change, agrees, out=term)
+        if divisor is not None:
+            divisor += np.multiply(agrees, np.float32(abs(weight) if divide == "weights" else 1), out=term)
+    if divisor is not None:
+        # the total is 0 where nobody agrees
+        np.maximum(divisor, np.float32(1e-30), out=divisor)
+        total /= divisor
     return total
+
+
+def _agreeing(vote: Array, is_up: NDArray[np.bool_], is_down: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """True where a vote has the elected sign."""
+    agrees = vote > 0
+    agrees &= is_up
+    against = vote < 0
+    against &= is_down
+    agrees |= against
+    return agrees
 
 
 def task_arithmetic(inputs: Inputs, settings: Settings) -> PieceFunction:

@@ -12,14 +12,15 @@ _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def layers_in(key: str) -> range | None:
-    """The layers that a key names, counted from 0; None for `default` and for what is no range.
+    """The layers that a key names, counted from 0; None for `default` and for what is no range, or a range that ends before it begins.
 
     Example:
         >>> layers_in("0-3"), layers_in("7"), layers_in("default")
         (range(0, 4), range(7, 8), None)
     """
     found = _RANGE.fullmatch(key)
-    return None if found is None else range(int(found[1]), int(found[2] or found[1]) + 1)
+    layers = range(0) if found is None else range(int(found[1]), int(found[2] or found[1]) + 1)
+    return layers or None
 
 
 def factor_of_each(factors: float | Mapping[str, float], num_layers: int) -> list[float]:
