@@ -43,10 +43,15 @@ def fields_of(config: type) -> dict[str, str]:
     """Type of each field that a recipe may think of, in words of JSON joined by `|`."""
     hints = typing.get_type_hints(config)
     return {
-        field.name: "|".join(dict.fromkeys(words(hints[field.name])))
+        field.name: "|".join(_in_order(words(hints[field.name])))
         for field in dataclasses.fields(config)
         if field.init and field.name not in RUN_FIELDS
     }
+
+
+def _in_order(found: list[str]) -> list[str]:
+    """Each word once, null last: the order of a union depends on which of its spellings a process has met first."""
+    return sorted(set(found), key=lambda word: (word == "null", word))
 
 
 def words(hint: Any) -> list[str]:

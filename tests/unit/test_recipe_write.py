@@ -121,7 +121,7 @@ def test_editors_are_told_to_require_kind_and_offer_every_kind() -> None:
 
 def test_homes_know_where_each_key_belongs() -> None:
     assert homes()["lr"] == ((("train",), None),)
-    assert {kind for _, kind in homes()["rank"]} == {"lora", "qlora"}
+    assert {kind for _, kind in homes()["rank"]} == {"adalora", "lora", "qlora", "galore", "apollo"}
 
 
 def jsonschema_errors(document: Any) -> list[str]:
