@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import select
 import signal
 import sys
 import time
@@ -215,7 +216,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves() -> None:
     screen = _read_until(terminal, "> ")
     assert "(stopped)" in screen
     os.write(terminal, b"\x03")
-    assert "Ctrl-D leaves" in _read_until(terminal, "> ")
+    assert "Ctrl-D leaves" in _read_until(terminal, "> ", again=b"\x03")
     os.write(terminal, b"\x04")
     _, status = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(status) == 0
@@ -237,10 +238,13 @@ generate.stream, generate.context_length = stream, lambda model: None
 """
 
 
-def _read_until(terminal: int, text: str, seconds: float = 60.0) -> str:
-    """What the terminal shows until `text` is in it."""
+def _read_until(terminal: int, text: str, seconds: float = 60.0, again: bytes = b"") -> str:
+    """What the terminal shows until `text` is in it; a key that a busy process may have missed is pressed `again`."""
     screen, end = "", time.monotonic() + seconds
     while text not in screen:
         assert time.monotonic() < end, screen
-        screen += os.read(terminal, 4096).decode(errors="replace")
+        if select.select([terminal], [], [], 5.0)[0]:
+            screen += os.read(terminal, 4096).decode(errors="replace")
+        elif again:
+            os.write(terminal, again)
     return screen
