@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,17 @@ def test_requests_that_say_too_little_or_too_much(
 def test_a_folder_that_is_no_run_and_a_run_without_bottlenecks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["adapter-drop", str(tmp_path), "--report"]) == 2
     assert "is no run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (BottleneckAdapter(drop=FixedDrop(layers=99)), "method.drop.layers: found 99, allowed: at most 3"),
+        (BottleneckAdapter(drop=RandomDrop(layers=4)), "method.drop.layers: found 4, allowed: at most 3"),
+        (BottleneckAdapter(drop=RandomDrop(), leave_out=(0, 1, 2)), "drops no adapter: those that are there are in layers 3"),
+        (BottleneckAdapter(drop=RandomDrop(layers=1), leave_out=(0,)), "drops no adapter: those that are there are in layers 1, 2, 3"),
+    ],
+)
+def test_a_drop_that_drops_nothing_or_everything_is_refused(method: BottleneckAdapter, words: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(words)):
+        attached(method)

@@ -292,3 +292,9 @@ def test_default_learning_rates_are_those_of_the_type() -> None:
     assert {group["weight_decay"] for group in groups} == {0.0}
     groups = Peft(type="loha").parameter_groups(attached(Peft(type="loha"), "llama"), 1e-3, 0.1)
     assert {group["weight_decay"] for group in groups} == {0.1}
+
+
+def test_a_block_size_that_does_not_divide_a_layer_is_not_replaced_by_another() -> None:
+    with pytest.raises(RequestError, match=r"method.config.oft_block_size: found 7, allowed: a divisor of the layers' inputs, 32, 48\n"):
+        attached(Peft(type="oft", config={"oft_block_size": 7}), "llama")
+    attached(Peft(type="oft", config={"oft_block_size": 16}), "llama")

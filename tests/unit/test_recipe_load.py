@@ -204,6 +204,8 @@ def test_overrides_change_the_document_and_are_validated_like_it(write: Write) -
         ("train.lr=high", "--set train.lr: found text `high`, allowed: a number above 0"),
         ("optimizer.kind=lion", "--set optimizer.kind: unknown key\n  hint: `optimizer` belongs under `train`"),
         ("objective.prompt_loss_weight=2", "--set objective.prompt_loss_weight"),
+        ("method.kind=prefix_tuning", "--set method.kind: unknown kind `prefix_tuning`\n  hint: it is called `prefix` here"),
+        ("method.learning=true", "--set method.learning: unknown key\n  hint: keys here: rank, "),
         ("method.kind=lroa", "--set method.kind: unknown kind `lroa`\n  hint: did you mean `lora`?"),
         ("data.train.4.weight=2", "--set data.train.4.weight: no entry `4` in `data.train`\n  hint: it has entries 0 to 0"),
         ("name.x=2", "--set name.x: `name` is text `orders`, not a mapping"),

@@ -103,7 +103,8 @@ def _adapter_loader(name: str, folder: str, target: str, base: PreTrainedModel, 
         raise RequestError("the adapter cannot be loaded", [problem])
     is_other = is_other_base(fingerprint, origin.fingerprint) if origin.fingerprint else not _is_same_name(origin.base, target, base)
     if is_other:
-        problem = Problem(where, f"was trained on `{origin.base}`, and this base is `{target}`")
+        trained_on = f"`{origin.base}`" if origin.base else "a base made from random weights"
+        problem = Problem(where, f"was trained on {trained_on}, and this base is `{target}`")
         raise RequestError("the adapter is of another base", [problem])
     method = None if origin.recipe is None else origin.recipe.method
     if method is None:

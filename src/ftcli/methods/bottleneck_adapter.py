@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from ftcli.errors import Problem, RequestError
 from ftcli.methods.bottleneck_settings import BottleneckSettings
 from ftcli.spec import Spec
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
+
+    from ftcli.methods.context import AttachContext
 
 
 class NoDrop(Spec):
@@ -62,6 +66,24 @@ class BottleneckAdapter(BottleneckSettings):
         first = self.drop.layers if isinstance(self.drop, FixedDrop) else 0
         return set(self.leave_out) | set(range(first))
 
+    def attach(self, model: PreTrainedModel, context: AttachContext) -> nn.Module:
+        """`model` with adapters in its sub-blocks; with `init: zero_up` what it computes is unchanged.
+
+        Raises:
+            RequestError: the model's layers cannot be told apart, or the settings name layers that are not there.
+        """
+        from ftcli.methods.bottleneck.places import decoder_layers
+
+        most = len(decoder_layers(model)[1]) - 1
+        layers = 0 if isinstance(self.drop, NoDrop) else self.drop.layers or 0
+        if layers > most:
+            problem = Problem("method.drop.layers", f"found {layers}, allowed: at most {most}", "the last layer keeps its adapter")
+            raise RequestError("the method does not fit the model", [problem])
+        module = super().attach(model, context)
+        if isinstance(self.drop, RandomDrop):
+            _require_some_to_drop(module, self.drop)
+        return module
+
     def before_step(self, module: nn.Module, step: int, num_steps: int, seed: int) -> None:
         """Let the adapters of the step's first layers rest.
 
@@ -75,3 +97,13 @@ class BottleneckAdapter(BottleneckSettings):
         if self.drop.layers is not None:
             most = min(most, self.drop.layers)
         drop_first(module, random.Random(f"{seed}/adapter-drop/{step}").randint(0, most))
+
+
+def _require_some_to_drop(module: nn.Module, drop: RandomDrop) -> None:
+    from ftcli.methods.bottleneck.drop import layers_with_adapter
+
+    layers = layers_with_adapter(module)
+    most = layers[-1] if drop.layers is None else drop.layers
+    if len(layers) == 1 or layers[0] >= most:
+        what = f"drops no adapter: those that are there are in layers {', '.join(map(str, layers))}"
+        raise RequestError("the method does not fit the model", [Problem("method.drop", what, "leave_out, drop.layers")])

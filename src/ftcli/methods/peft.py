@@ -155,6 +155,11 @@ class Peft(MethodSettings):
 
         return load_adapter(base, folder, self.type.upper())
 
+    @property
+    def merges(self) -> bool:
+        """As the type says."""
+        return TYPES[self.type].merges is None
+
     def merge(self, module: nn.Module) -> PreTrainedModel:
         """The base with the adapter folded into plain weights, every layer compared; refused where the type has none."""
         from ftcli.methods.adapter import merge_adapter
@@ -172,6 +177,15 @@ class Peft(MethodSettings):
             what = f"`{self.type}` cannot adapt `{conv}`, a Conv1D of GPT-2's kind"
             raise RequestError("the method does not fit the model", [Problem("method.type", what, f"kind `lora`, or types {others}")])
 
+    def _require_divisors(self, model: PreTrainedModel, targets: Sequence[str]) -> None:
+        """OFT's block size has to divide the layers' inputs; PEFT would take another one, with a warning."""
+        size = self.config.get("oft_block_size") if self.type == "oft" else None
+        sides = sorted({_num_inputs(model.get_submodule(name)) for name in targets})
+        if size and any(side % size for side in sides):
+            what = f"found {size}, allowed: a divisor of the layers' inputs, {', '.join(map(str, sides))}"
+            hint = f"such as {_divisor(sides, size)}"
+            raise RequestError("the method does not fit the model", [Problem("method.config.oft_block_size", what, hint)])
+
     def _peft_config(self, model: PreTrainedModel, targets: Sequence[str], extra: Sequence[str], seed: int) -> Any:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
         from peft.utils import PeftType
@@ -181,6 +195,7 @@ class Peft(MethodSettings):
         from ftcli.methods.targets import shortest_suffixes
         from ftcli.models.classifier import task_type
 
+        self._require_divisors(model, targets)
         values: dict[str, Any] = {**_fitted(self.type, model, targets), **TYPES[self.type].start, **self.config}
         if "random_seed" in FIELDS[self.type] and values.get("random_seed") is None:
             values["random_seed"] = seed % 2**31  # without one, shira's mask is the same whatever the run's seed
@@ -230,6 +245,10 @@ def _fitted(kind: str, model: PreTrainedModel, targets: Sequence[str]) -> dict[s
         "waveft": {"n_frequency": min(2592, fewest)},
     }
     return choices.get(kind, {})
+
+
+def _num_inputs(layer: Any) -> int:
+    return int(layer.in_features) if hasattr(layer, "in_features") else int(layer.weight.shape[0])  # Conv1D stores (in, out)
 
 
 def _divisor(sides: Sequence[int], limit: int) -> int:

@@ -48,6 +48,15 @@ FOREIGN_KEYS = {
     **dict.fromkeys(("report_to", "log_with", "loggers"), "trackers"),
     **dict.fromkeys(("output_dir", "out_dir", "adapter_path", "run_folder"), "output"),
 }
+FOREIGN_KINDS = {
+    "prefix_tuning": "prefix",
+    **dict.fromkeys(("prompt_tuning", "soft_prompt"), "prompt"),
+    "ptuning": "p_tuning",
+    **dict.fromkeys(("bottleneck", "bottleneck_adapter"), "adapter"),
+    **dict.fromkeys(("full_finetuning", "full_fine_tuning", "sft"), "full"),
+    "half_fine_tuning": "hft",
+    "adapter_drop": "adapter",
+}
 _NOT_NEEDED = {
     **dict.fromkeys(
         ("gradient_accumulation_steps", "grad_accumulation_steps", "per_device_train_batch_size", "micro_batch_size"),
@@ -115,6 +124,8 @@ def _unknown_kind(path: KeyPath, choices: dict[str, Node], data: dict[str, Any])
         for key, node in choice.get("properties", {}).items():
             if word in node.get("enum", ()):
                 return path, what, f"write `{{kind: {kind}, {key}: {word}}}`"
+    if (own := FOREIGN_KINDS.get(word.lower().replace("-", "_"))) in choices:
+        return path, what, f"it is called `{own}` here"
     return path, what, did_you_mean(word, list(choices)) or f"kinds: {', '.join(choices)}"
 
 
@@ -148,8 +159,9 @@ def _misspelt_elsewhere(key: str) -> str | None:
     if len(key) < 4 or (hint := did_you_mean(key, list(homes()))) is None:
         return None
     near = hint.split("`")[1]
-    parent = homes()[near][0][0]
-    return f"did you mean `{dotted((*parent, near))}`?"
+    # a key of one kind only is as strange here as the misspelt one
+    anywhere = [place for place, kind in homes()[near] if kind is None]
+    return f"did you mean `{dotted((*anywhere[0], near))}`?" if anywhere else None
 
 
 def _missing_key_hint(key: str, node: Node, root: Node) -> str | None:

@@ -24,7 +24,12 @@ def num_layers_of(module: nn.Module) -> int:
 
 def last_layer_with_adapter(module: nn.Module) -> int:
     """Counted from 0; as long as this one stays, something trains."""
-    return max(layer.place.layer for _, layer in bottleneck_layers(module))
+    return layers_with_adapter(module)[-1]
+
+
+def layers_with_adapter(module: nn.Module) -> list[int]:
+    """Their numbers from 0, ascending."""
+    return sorted({layer.place.layer for _, layer in bottleneck_layers(module)})
 
 
 def drop_first(module: nn.Module, count: int) -> None:
