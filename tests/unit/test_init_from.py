@@ -171,7 +171,7 @@ def test_a_whole_model_goes_on_where_it_stood(world: Path, path: str) -> None:
         ("lora/checkpoints/step-000004", {"method": {**LORA, "variant": "rslora"}}, "method.variant: `rslora` here, `plain` in"),
         ("lora", {"method": {**LORA, "target_modules": ["q_proj"]}}, "without a place in the model"),
         ("lora", {"method": {**LORA, "init": "pissa"}}, "`pissa` would not be used"),
-        ("lora", {"method": {"kind": "peft", "type": "loha"}}, "`LOHA` here, `LORA` in"),
+        ("lora", {"method": {"kind": "peft", "type": "loha"}}, "is an adapter of type `lora`, and the method trains one of type `loha`"),
         ("nowhere", {}, "nowhere` does not exist"),
         ("base", {}, "a model folder goes under `model.base`"),
         ("lora", {"init_from": STACK, "method": {**LORA, "variant": "dora"}}, "`stack` is for"),

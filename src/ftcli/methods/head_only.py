@@ -44,7 +44,7 @@ class HeadOnly(Subset):
                 if name is None
                 else f"the output head `{name}` is tied to the embedding, which would train with it"
             )
-            hint = "objective.kind: classification has a head of its own; kind: full or lora trains language models"
+            hint = "objective: {kind: classification, readout: head} has a head of its own; kind: full or lora trains language models"
             raise RequestError("the method does not fit the model", [Problem("method.kind", what, hint)])
         parts = head_names(model) if is_classifier(model) else [str(name)]
         return [parameter for parameter, _ in model.named_parameters() if any(parameter.startswith(f"{part}.") for part in parts)]

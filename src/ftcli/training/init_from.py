@@ -237,6 +237,9 @@ def _take_adapter(module: Any, origin: Origin) -> None:
     if not isinstance(module, PeftModel):
         raise _refused(origin, "is an adapter that PEFT does not hold: only its checkpoints can be continued", None)
     mine, theirs = module.peft_config[ADAPTER].to_dict(), read_config(origin.folder).to_dict()
+    own_type, their_type = (_plain(config["peft_type"]).lower() for config in (mine, theirs))
+    if own_type != their_type:
+        raise _refused(origin, f"is an adapter of type `{their_type}`, and the method trains one of type `{own_type}`", None)
     problems = [
         Problem(f"method ({key})", f"`{_plain(mine.get(key))}` here, `{_plain(theirs.get(key))}` in `{origin.path}`")
         for key in sorted(mine.keys() | theirs.keys())
