@@ -143,6 +143,7 @@ def run_case(case: Case, folder: Path) -> None:
     from ftcli.training.run import run_recipe
 
     path = folder / f"{case.name}.yaml"
+    shutil.rmtree(folder / "runs" / case.name, ignore_errors=True)  # of a run that was stopped
     path.write_text(json.dumps(recipe(case, folder)))
     with Reporter(silent=True) as reporter:
         summary = run_recipe(load_recipe(path), reporter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -73,41 +73,18 @@ def merge(
         return
 
     from ftcli.cli.console import print_json
+    from ftcli.exporting.merge_run import merge_folder, merge_run
+    from ftcli.models.quantisation import Quantization
     from ftcli.reporting.live import Reporter
 
     _check_usage(run, output, base, adapter, checkpoint, quantize)
     with Reporter(stream=sys.stderr if as_json else None) as reporter:
+        how: Any = {"target": target.value, "dtype": dtype.value, "device": device, "compare_targets": compare_targets, "progress": reporter}
         if run is not None:
-            from ftcli.exporting.merge_run import merge_run
-
-            report = merge_run(
-                run,
-                output or run / "merged",
-                target=target.value,
-                checkpoint=checkpoint,
-                dtype=dtype.value,
-                device=device,
-                compare_targets=compare_targets,
-                progress=reporter,
-            )
+            report = merge_run(run, output or run / "merged", checkpoint=checkpoint, **how)
         else:
-            from ftcli.exporting.merge_run import merge_folder
-            from ftcli.models.quantisation import Quantization
-
-            assert base is not None
-            assert adapter is not None
-            assert output is not None
-            report = merge_folder(
-                base,
-                adapter,
-                output,
-                quantization=None if quantize is None else Quantization(format=quantize.value),
-                target=target.value,
-                dtype=dtype.value,
-                device=device,
-                compare_targets=compare_targets,
-                progress=reporter,
-            )
+            stored = None if quantize is None else Quantization(format=quantize.value)
+            report = merge_folder(cast("str", base), cast("Path", adapter), cast("Path", output), quantization=stored, **how)
         _say(report, reporter.note)
     if as_json:
         print_json(report.to_json())

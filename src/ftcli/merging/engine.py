@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -208,26 +208,28 @@ def keep_freed_memory() -> None:
 
 def _run(plan: Plan, work: _Work, journal: Journal, pending: list[TensorPlan], threads: int, say: Say | None) -> dict[str, str]:
     """Merge the pending tensors and hash the inputs, largest first."""
-    total = sum(tensor.num_bytes for tensor in pending)
-    done = 0
     named = {f"{source.reference}/{path.name}": path for source in plan.sources for path in source.files}
     with ThreadPoolExecutor(threads) as pool:
         hashes = {name: pool.submit(_hash, path) for name, path in named.items()}
-        running: dict[Future[None], TensorPlan] = {pool.submit(work.merge, tensor): tensor for tensor in pending}
+        running = {pool.submit(work.merge, tensor): tensor for tensor in pending}
         try:
-            while running:
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    tensor = running.pop(future)
-                    future.result()
-                    done += tensor.num_bytes
-                    journal.finished(tensor.name, tensor.num_bytes, work.writer.sync)
-                    if say is not None:
-                        say(done, total, f"merge {tensor.name}")
+            _note_each(running, journal, work, say)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         return {name: future.result() for name, future in hashes.items()}
+
+
+def _note_each(running: dict[Future[None], TensorPlan], journal: Journal, work: _Work, say: Say | None) -> None:
+    """Write down every tensor when it is done, and say so."""
+    total, done = sum(tensor.num_bytes for tensor in running.values()), 0
+    for future in as_completed(running):
+        tensor = running[future]
+        future.result()
+        done += tensor.num_bytes
+        journal.finished(tensor.name, tensor.num_bytes, work.writer.sync)
+        if say is not None:
+            say(done, total, f"merge {tensor.name}")
 
 
 def _hash(path: Path) -> str:
