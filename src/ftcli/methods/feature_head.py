@@ -81,11 +81,14 @@ def fit(head: FeatureHead, classifier: str, solver: str, strength: float) -> Non
 
 
 def _fit_torch(head: FeatureHead, data: FeatureSet, losses: Callable[[Tensor, FeatureSet], Tensor], strength: float) -> None:
-    """L-BFGS over all examples in float64, from the head as it is."""
+    """L-BFGS over all examples, from the head as it is."""
     matrices = [layer.weight for layer in (head.hidden, head.output) if layer is not None]
     trained = [parameter.requires_grad for parameter in head.parameters()]
-    head.double().requires_grad_(True)
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=MAX_ITERATIONS, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
+    head.requires_grad_(True)
+    # A history of 100, torch's default, costs more than the passes over the data: 0.9 of 1.4 s for 77 labels.
+    optimizer = torch.optim.LBFGS(
+        head.parameters(), max_iter=MAX_ITERATIONS, tolerance_grad=3e-6, history_size=20, line_search_fn="strong_wolfe"
+    )
     total = float(data.weights.sum())
     # Of two classes scikit-learn has one vector: two opposite ones of half its length have half its penalty.
     is_pair = losses is _likelihood and data.task == "single" and head.hidden is None and head.output.out_features == 2
@@ -101,7 +104,6 @@ def _fit_torch(head: FeatureHead, data: FeatureSet, losses: Callable[[Tensor, Fe
     with torch.enable_grad():
         optimizer.step(closure)
     head.zero_grad(set_to_none=True)
-    head.float()
     for parameter, is_trained in zip(head.parameters(), trained, strict=True):
         parameter.requires_grad_(is_trained)
 
