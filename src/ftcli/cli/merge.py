@@ -79,7 +79,8 @@ def merge(
 
     _check_usage(run, output, base, adapter, checkpoint, quantize)
     with Reporter(stream=sys.stderr if as_json else None) as reporter:
-        how: Any = {"target": target.value, "dtype": dtype.value, "device": device, "compare_targets": compare_targets, "progress": reporter}
+        how: Any = {"target": target.value, "dtype": dtype.value, "device": device, "compare_targets": compare_targets}
+        how["progress"] = reporter
         if run is not None:
             report = merge_run(run, output or run / "merged", checkpoint=checkpoint, **how)
         else:
