@@ -303,15 +303,17 @@ def plot(cases: list[Case], folder: Path, path: Path) -> None:
 
     found = list(results_of(cases, folder))
     panels = list(dict.fromkeys((case.base, case.task) for case in cases))
+    labelled: list[tuple[Any, list[tuple[float, float, str]]]] = []
     figure, axes = pyplot.subplots(1, len(panels), figsize=(6.2 * len(panels), 5.2), squeeze=False)
     for axis, (base, task) in zip(axes[0], panels, strict=True):
+        points: list[tuple[float, float, str]] = []
         for method in METHODS:
             results = [result for case, result in found if (case.base, case.task, case.method) == (base, task, method)]
             if results:
                 x, y = results[0]["trained"], [_quality(result) for result in results]
                 centre = statistics.mean(y)
                 axis.errorbar(x, centre, yerr=[[centre - min(y)], [max(y) - centre]], fmt="o", markersize=4, color="#3366aa", linewidth=1)
-                axis.annotate(method, (x, centre), fontsize=6.5, xytext=(4, 3), textcoords="offset points")
+                points.append((x, centre, method))
         axis.set(
             xscale="log",
             xlabel="trained parameters",
@@ -319,8 +321,29 @@ def plot(cases: list[Case], folder: Path, path: Path) -> None:
             title=f"{task}, {Path(base).name}",
         )
         axis.grid(alpha=0.25)
+        labelled.append((axis, points))
     figure.tight_layout()
+    for axis, points in labelled:
+        label(axis, points)
     figure.savefig(path, metadata={"Date": None})
+
+
+def label(axis: Any, points: list[tuple[float, float, str]]) -> None:
+    """Write the name of every point beside it, upwards where another name stands there already."""
+    size, taken = 6.5, list[tuple[float, float, float]]()
+    per_pixel = 72 / axis.figure.dpi
+    right = axis.transAxes.transform((1, 1))[0] * per_pixel
+    for x, y, name in sorted(points, key=lambda point: (point[1], point[0])):
+        left, bottom = axis.transData.transform((x, y)) * per_pixel
+        width, height = 0.56 * size * len(name), 1.1 * size
+        left += 4 if left + 4 + width < right else -4 - width
+        start = bottom
+        while any(left < end and first < left + width and abs(bottom - other) < height for first, end, other in taken):
+            bottom += 1
+        taken.append((left, left + width, bottom))
+        offset = (left - axis.transData.transform((x, y))[0] * per_pixel, bottom - start - size / 3)
+        line = {"arrowstyle": "-", "linewidth": 0.3, "color": "#999999"} if bottom - start > height else None
+        axis.annotate(name, (x, y), fontsize=size, xytext=offset, textcoords="offset points", arrowprops=line)
 
 
 def main() -> None:
