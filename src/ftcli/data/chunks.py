@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ftcli.data.blocks import BLOCK, BlockCutter
 from ftcli.data.overflow import Policy, fit
 from ftcli.data.tokenise import Tokeniser, digest, num_targets
 from ftcli.data.tree import SPAN, TokenTree
@@ -135,6 +136,7 @@ class RowTokeniser:
         self.work = work
         self.tokeniser = Tokeniser(work.tokenizer)
         self.tally = Tally()
+        self.cutter = BlockCutter(work.max_length) if work.policy == "block" else None
         self.row_lengths: list[int] = []
 
     def trees(self, row: Row) -> list[TokenTree]:
@@ -155,7 +157,7 @@ class RowTokeniser:
             self.tally.num_overlong += 1
             if len(self.tally.overlong) < MAX_LISTED:
                 self.tally.overlong.append((where, length))
-        trees = fit(example, self.work.max_length, self.work.policy)
+        trees = fit(example, self.work.max_length, self.work.policy) if self.cutter is None else self.cutter.trees(example)
         if not trees:
             return self._drop("too long")
         targets = sum(map(num_targets, trees))
@@ -212,6 +214,7 @@ def tokenise_chunk(rows: list[Row], work: Work) -> tuple[dict[str, NDArray[Any]]
         "segments": segments,
         "spans": _joined([tree.spans for tree in trees], SPAN),
         "labels": np.frombuffer(b"".join(labels), dtype=np.uint8),
+        "blocks": np.zeros(0, dtype=BLOCK) if tokeniser.cutter is None else tokeniser.cutter.blocks(),
         "row_lengths": np.array(tokeniser.row_lengths, dtype=np.int32),
     }
     return arrays, tokeniser.tally

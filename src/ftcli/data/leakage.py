@@ -154,7 +154,7 @@ class _Rows:
 
     def __init__(self, texts: Iterable[Text]) -> None:
         self.texts = list(texts)
-        self.grams = [_character_ngrams(text) for text in self.texts]
+        self.grams = [character_ngrams(text) for text in self.texts]
         self.keys = [_signature(grams) + _without_a_word(text.words) for grams, text in zip(self.grams, self.texts, strict=True)]
         self.buckets: dict[int, list[int]] = defaultdict(list)
         for place, keys in enumerate(self.keys):
@@ -269,7 +269,7 @@ def _conflicts(texts: Sequence[Text]) -> list[Hit]:
     return hits
 
 
-def _character_ngrams(text: Text) -> Digests:
+def character_ngrams(text: Text) -> Digests:
     """Sorted digests of the text's character n-grams, words one space apart."""
     import numpy as np
 
@@ -278,10 +278,10 @@ def _character_ngrams(text: Text) -> Digests:
     if len(codes) < CHARACTERS + 2:
         return np.zeros(0, dtype=np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(codes, CHARACTERS)
-    return np.unique(_mixed(windows @ (np.uint64(0x9E3779B1) ** np.arange(CHARACTERS, dtype=np.uint64))))
+    return np.unique(mixed(windows @ (np.uint64(0x9E3779B1) ** np.arange(CHARACTERS, dtype=np.uint64))))
 
 
-def _mixed(values: Digests) -> Digests:
+def mixed(values: Digests) -> Digests:
     """A bijection of 64-bit numbers that spreads them evenly. Source: Steele et al. 2014, the finaliser of SplitMix64."""
     import numpy as np
 
@@ -290,18 +290,31 @@ def _mixed(values: Digests) -> Digests:
     return values ^ (values >> np.uint64(31))
 
 
+def minima(grams: Digests) -> Digests:
+    """(NUM_PERMUTATIONS,) MinHash: the share of equal minima of two texts is an estimate of their Jaccard similarity.
+
+    Args:
+        grams: digests of a text's n-grams, one at least. They are spread evenly already, so that a product with an odd number, a
+            bijection that costs one operation, permutes them well enough (Dietzfelbinger et al. 1997).
+    """
+    import numpy as np
+
+    odd = mixed(np.arange(1, NUM_PERMUTATIONS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
+    smallest: Digests = (grams[None, :] * odd[:, None]).min(axis=1)
+    return smallest
+
+
 def _signature(grams: Digests) -> list[int]:
     """One key a band: rows that share a key are candidates."""
     import numpy as np
 
     if not len(grams):
         return []
-    salts = _mixed(np.arange(1, NUM_PERMUTATIONS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    minima = _mixed(grams[None, :] ^ salts[:, None]).min(axis=1).reshape(-1, ROWS_PER_BAND)
-    mixed = np.arange(len(minima), dtype=np.uint64)
+    bands = minima(grams).reshape(-1, ROWS_PER_BAND)
+    keys = np.arange(len(bands), dtype=np.uint64)
     for column in range(ROWS_PER_BAND):
-        mixed = _mixed(mixed ^ minima[:, column])
-    return [int(key) for key in mixed]
+        keys = mixed(keys ^ bands[:, column])
+    return [int(key) for key in keys]
 
 
 def _jaccard(a: Digests, b: Digests) -> float:

@@ -1,30 +1,34 @@
 """Which examples a step sees: a pure function of (seed, step), so that a resumed run needs no iterator state.
 
 The stream of examples is endless. A mixture says which source each of its positions draws from and how many draws of that
-source came before; the d-th draw of a source of N examples is place d mod N of the order that belongs to pass d // N. So a
-source is always seen whole before any of it is seen again, whatever the mixture.
+source came before; `ftcli.data.pool` says which example a draw is.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ftcli.data.permutation import permute
+from ftcli.data.pool import Extent, Pool
+from ftcli.units import format_count
 
 if TYPE_CHECKING:
     from ftcli.data.mixtures import Mixture
 
 
 class Plan(Protocol):
-    """What a mixture makes of the sources' sizes: the source of every position of the stream, in constant time."""
+    """What a mixture makes of a pool: the source of every position of the stream, wherever a run begins to ask."""
 
     @property
     def examples_per_epoch(self) -> int: ...
+
+    @property
+    def tokens_per_epoch(self) -> float:
+        """What `train.max_tokens` counts of an epoch: all tokens, or those of new sources where replay comes on top."""
+        ...
 
     @property
     def shares(self) -> NDArray[np.float64]:
@@ -44,9 +48,13 @@ class Order:
         mean_tokens: mean tokens per example of each source, for mixtures that count tokens.
         weights: of each source, in the mixture's own unit.
         mixture: how the sources are mixed.
+        roles: ``new`` or ``replay`` for each source; without them all are new.
+        lengths: for each source ``(N,)`` tokens of its examples, for mixtures that count tokens exactly.
+        first_trees: for each source ``(N + 1,)`` the first tree of each of its examples; None where an example is a tree.
         global_batch_size: examples per step; the last step of the last epoch may have fewer.
-        epochs: passes over the examples, fractions allowed; unused if `steps` is given, 1 if neither is.
+        epochs: passes over the examples, fractions allowed; 1 if neither `steps` nor `max_tokens` is given.
         steps: optimizer steps of the run.
+        max_tokens: tokens of the run; it has as many examples as hold so many on average.
         seed: the run's seed.
     """
 
@@ -57,40 +65,69 @@ class Order:
         weights: Sequence[float],
         mixture: Mixture,
         *,
+        roles: Sequence[str] | None = None,
+        lengths: Sequence[NDArray[np.int32]] | None = None,
+        first_trees: Sequence[NDArray[np.int64] | None] | None = None,
         global_batch_size: int,
         epochs: float | None = None,
         steps: int | None = None,
+        max_tokens: int | None = None,
         seed: int,
     ) -> None:
         self.sizes = tuple(sizes)
         self.global_batch_size = global_batch_size
-        self.seed = seed
-        self._plan: Plan = mixture.plan(sizes, mean_tokens, weights, seed)
+        self._first_trees = [None] * len(self.sizes) if first_trees is None else list(first_trees)
+        self.pool = Pool(
+            sizes=self.sizes,
+            mean_tokens=tuple(mean_tokens),
+            weights=tuple(weights),
+            roles=("new",) * len(self.sizes) if roles is None else tuple(roles),
+            lengths=None if lengths is None else tuple(lengths),
+            seed=seed,
+            extent=Extent(global_batch_size, epochs, steps, max_tokens),
+        )
+        self._plan: Plan = mixture.plan(self.pool)
         self.examples_per_epoch = self._plan.examples_per_epoch
-        if steps is None:
-            # 0.1 * 30 is a little above 3: rounding must not add an example.
-            self.num_examples = max(1, math.ceil((1.0 if epochs is None else epochs) * self.examples_per_epoch - 1e-6))
-        else:
-            self.num_examples = steps * global_batch_size
+        self.num_examples = self.pool.extent.num_examples(self.examples_per_epoch, self._plan.tokens_per_epoch)
         self.num_steps = -(-self.num_examples // global_batch_size)
 
     def examples_at(self, step: int) -> list[tuple[int, int]]:
-        """(source, tree) of each example of `step`, which counts from 1 to `num_steps`."""
+        """(source, tree) of each tree of the examples of `step`, which counts from 1 to `num_steps`."""
         if not 1 <= step <= self.num_steps:
             raise IndexError(f"step {step} is not in 1..{self.num_steps}")
         first = (step - 1) * self.global_batch_size
         positions = np.arange(first, min(first + self.global_batch_size, self.num_examples), dtype=np.uint64)
         sources, draws = self._plan.draws(positions)
         trees = np.empty(len(positions), dtype=np.int64)
-        for source, number in sorted({(s, d // self.sizes[s]) for s, d in zip(sources.tolist(), draws.tolist(), strict=True)}):
-            size = self.sizes[source]
-            chosen = (sources == source) & (draws // size == number)
-            trees[chosen] = permute((draws[chosen] % size).astype(np.uint64), size, (self.seed, "pass", source, number))
-        return list(zip(sources.tolist(), trees.tolist(), strict=True))
+        for source in np.unique(sources).tolist():
+            chosen = sources == source
+            trees[chosen] = self.pool.trees(source, draws[chosen])
+        pairs = list(zip(sources.tolist(), trees.tolist(), strict=True))
+        return [(source, tree) for source, example in pairs for tree in self._trees_of(source, example)]
+
+    def _trees_of(self, source: int, example: int) -> range:
+        """The trees of an example: several for a block."""
+        first_trees = self._first_trees[source]
+        return range(example, example + 1) if first_trees is None else range(int(first_trees[example]), int(first_trees[example + 1]))
 
     def epoch_at(self, step: int) -> float:
         """Epochs that are done after `step`; the last step of a run over two epochs gives 2.0."""
         return min(step * self.global_batch_size, self.num_examples) / self.examples_per_epoch
+
+    def planned_shares(self) -> list[float]:
+        """Share of the tokens of the whole run that each source is to have; they add up to 1."""
+        tokens = self._plan.shares * np.asarray(self.pool.mean_tokens)
+        shares: list[float] = (tokens / tokens.sum()).tolist()
+        return shares
+
+    def plan_line(self, names: Sequence[str]) -> str:
+        """What the run will have seen of each source, in one line."""
+        tokens = self.num_examples * float(self._plan.shares @ np.asarray(self.pool.mean_tokens))
+        parts = [
+            f"{share:.0%} `{name}` ({passes:.2g} passes)"
+            for name, share, passes in zip(names, self.planned_shares(), self.repeats(), strict=True)
+        ]
+        return f"of about {format_count(round(tokens))} tokens in {self.num_steps} steps: {', '.join(parts)}"
 
     def repeats(self) -> list[float]:
         """Passes over each source in the whole run; above 1 its examples repeat."""

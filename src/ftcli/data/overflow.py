@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 from ftcli.data.tokenise import EncodedExample
 from ftcli.data.tree import SPAN, TokenTree, path_tree
 
-Policy = Literal["error", "drop", "truncate_prompt", "split"]
-"""`on_overflow` of the recipe with `auto` decided."""
+Policy = Literal["error", "drop", "truncate_prompt", "split", "block"]
+"""`on_overflow` of the recipe with `auto` decided; `block` cuts where blocks end, see `ftcli.data.blocks`."""
 
 
 def fit(example: EncodedExample, max_length: int, policy: Policy) -> list[TokenTree]:
@@ -76,9 +77,21 @@ def split(tree: TokenTree, token_bytes: NDArray[np.int64], max_length: int) -> l
         token_bytes: ``(n,)`` bytes of trained text that each token stands for.
         max_length: tokens of a block, at least 2.
     """
+    firsts = range(0, len(tree) - 1, max_length - 1)
+    return cut(tree, token_bytes, [(first, min(first + max_length, len(tree))) for first in firsts])
+
+
+def cut(tree: TokenTree, token_bytes: NDArray[np.int64], bounds: Iterable[tuple[int, int]]) -> list[TokenTree]:
+    """Pieces of a path; those without a target are left out.
+
+    Args:
+        tree: of one path.
+        token_bytes: ``(n,)`` bytes of trained text that each token stands for.
+        bounds: first token of each piece and the one after its last; a piece that does not begin the path has its first token as
+            context.
+    """
     blocks = []
-    for first in range(0, len(tree) - 1, max_length - 1):
-        end = min(first + max_length, len(tree))
+    for first, end in bounds:
         targets_from = first + 1 if first else 0
         spans = tree.spans.copy()
         spans["start"] = np.clip(spans["start"], targets_from, end) - first

@@ -122,7 +122,7 @@ def prepare(
         DataError: anything about any source is wrong.
         RunError: the cache cannot be written.
     """
-    from ftcli.data.audit import audit
+    from ftcli.data.kept_audit import kept_audit
 
     problems = _Problems()
     builder = _Builder(data, tokenizer, cache_folder, progress)
@@ -147,7 +147,9 @@ def prepare(
             else f"{held_out.report.rows_read} rows of `{train[0].name}` are held out as `{held_out.name}`"
         )
     notes += [note for store in (*train, *evaluation) for note in store.report.left_out()]
-    found = audit(train, evaluation)
+    blocks = [(store.name, len(store.example_lengths)) for store in train if store.first_trees is not None]
+    notes += [f"`{name}` is {count} blocks of {data.max_length} tokens" for name, count in blocks]
+    found = kept_audit(cache_folder, train, evaluation)
     # A source that is trained and evaluated on would be told of twice.
     return Prepared(train, evaluation, found, tuple(dict.fromkeys([*notes, *found.lines()])))
 
@@ -163,6 +165,9 @@ def look(
     problems = _Problems()
     looks: list[SourceLook] = []
     for source in _named_sources(data, problems):
+        # What the base model has yet to write cannot be looked at.
+        if source.entry.source.kind == "self":
+            continue
         with problems.collecting():
             looks.append(_look(_plan(source, data, tokenizer, rows_per_source, formats), data, tokenizer))
     problems.raise_any()
@@ -179,6 +184,24 @@ def examples_of(store: TreeStore, tokenizer: Tokenizer, limit: int | None = None
     for index, (where, row) in enumerate(itertools.islice(store.entry.source.rows(), last + 1)):
         if index in wanted:
             yield where, settings.example(row, tokenizer, where)
+
+
+def training_texts(
+    data: Data, tokenizer: Tokenizer, *, first_rows: int | None = None, formats: frozenset[str] = LANGUAGE_FORMATS
+) -> Iterator[str]:
+    """Every example of the training sources with `role: new` as one text, in the order of the files; wrong rows are left out.
+
+    Raises:
+        DataError: a source cannot be read.
+    """
+    problems = _Problems()
+    sources = [source for source in _named_sources(data, problems) if source.part == "train" and source.entry.role == "new"]
+    problems.raise_any()
+    for source in sources:
+        plan = _plan(source, data, tokenizer, first_rows, formats)
+        for _, where, row in plan.rows():
+            with contextlib.suppress(DataError):
+                yield "".join(segment.text for segment in plan.format.example(row, tokenizer, where).segments)
 
 
 class _Problems:
@@ -295,7 +318,7 @@ def _plan(source: _Source, data: Data, tokenizer: Tokenizer, first_rows: int | N
     # A wrong row is counted with all others later.
     with contextlib.suppress(DataError):
         settings.example(row, tokenizer, where)
-    return _Plan(source, settings, entry.format is None, _policy(data.on_overflow, settings), min(limits, default=None), tuple(row))
+    return _Plan(source, settings, entry.format is None, _policy(source, data.on_overflow, settings), min(limits, default=None), tuple(row))
 
 
 def _detect(entry: TrainSource | EvaluationSource, formats: frozenset[str]) -> Format:
@@ -304,7 +327,18 @@ def _detect(entry: TrainSource | EvaluationSource, formats: frozenset[str]) -> F
     return detect_format([row for _, row in itertools.islice(entry.source.rows(), DETECT_ROWS)], entry.source.label(), formats)
 
 
-def _policy(on_overflow: OnOverflow, settings: Format) -> Policy:
+def _policy(source: _Source, on_overflow: OnOverflow, settings: Format) -> Policy:
+    """What happens to rows that are too long.
+
+    Raises:
+        DataError: blocks are asked for of what cannot be cut.
+    """
+    if getattr(source.entry, "unit", "row") == "block":
+        if settings.kind != "text" or on_overflow not in ("auto", "split"):
+            found = f"format `{settings.kind}`" if settings.kind != "text" else f"`data.on_overflow: {on_overflow}`"
+            problem = Problem(source.name, f"`unit: block` cuts texts where blocks end, found {found}", "leave out `unit`, or the other")
+            raise DataError(f"`{source.name}` cannot be used", [problem])
+        return "block"
     if on_overflow == "auto":
         return "split" if settings.kind == "text" else "error"
     return on_overflow
@@ -383,7 +417,7 @@ def _look(plan: _Plan, data: Data, tokenizer: Tokenizer) -> SourceLook:
     trees: list[TokenTree] = []
     wheres: list[str] = []
     for row in plan.rows():
-        found = tokeniser.trees(_beginning(row) if plan.policy == "split" else row)
+        found = tokeniser.trees(_beginning(row) if plan.policy in ("split", "block") else row)
         trees += found
         wheres += [row[1]] * len(found)
     tally = tokeniser.tally

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ftcli.data.formats import Format
 from ftcli.data.mixtures import Mixture
 from ftcli.data.mixtures.passes import Passes
+from ftcli.data.mixtures.replay import Replay
 from ftcli.data.sources import Source
 from ftcli.metrics import Metric
+from ftcli.metrics.metric import without_doubles
 from ftcli.spec import ExpandedName, Spec
 
 OnOverflow = Literal["auto", "error", "drop", "truncate_prompt", "split"]
@@ -33,13 +35,16 @@ class TrainSource(Spec):
     """Factor on the loss of every target of this source; rows and turns may carry a `weight` of their own, too."""
     limit: int | None = Field(default=None, ge=1)
     """Take only the first so many rows."""
+    unit: Literal["row", "block"] = "row"
+    """What one example is: `row` makes it of one row; `block`, for texts, lines them up, each with its EOS, and cuts every
+    `data.max_length` tokens, so that steps are equally long. No text sees another in either."""
 
 
 class Generate(Spec):
     """Answers are generated for the held-out prompts and compared with the reference, before and after training."""
 
-    metrics: tuple[Metric, ...] = Field(min_length=1)
-    """How an answer is compared with its reference."""
+    metrics: Annotated[tuple[Metric, ...], AfterValidator(without_doubles)] = Field(min_length=1)
+    """How an answer is compared with its reference; a corpus metric such as `bleu` is one figure of all answers."""
     max_new_tokens: int = Field(default=128, ge=1)
     """An answer is cut here; a larger value costs time."""
     limit: int | None = Field(default=200, ge=1)
@@ -63,6 +68,14 @@ class EvaluationSource(Spec):
     """Also generate answers and score them."""
 
 
+def default_mixture(data: dict[str, Any]) -> Mixture:
+    """The mixture of sources that are not told how to mix: `replay` where some are replayed and none of these says how much."""
+    sources: tuple[TrainSource, ...] = data["train"]
+    replayed = [source for source in sources if source.role == "replay"]
+    has_both = 0 < len(replayed) < len(sources)
+    return Replay() if has_both and all(source.weight == 1.0 for source in replayed) else Passes()
+
+
 class Data(Spec):
     """What is seen, in which order and proportion."""
 
@@ -72,8 +85,9 @@ class Data(Spec):
     """Held-out sources; with none, `holdout` of the training rows is held out, if there is one training source."""
     holdout: float = Field(default=0.05, ge=0, lt=1)
     """Share of rows held out when `evaluation` is empty and there is one training source; 0 holds out nothing. At most 1000 rows."""
-    mixture: Mixture = Passes()
-    """How the sources are mixed."""
+    mixture: Mixture = Field(default_factory=default_mixture)
+    """How the sources are mixed. Left out, it is `replay` with its schedule where there are sources of both roles and no replayed one
+    has a `weight`, else `passes`."""
     max_length: int = Field(default=1024, ge=2)
     """Longest example in tokens, along its longest branch."""
     on_overflow: OnOverflow = "auto"

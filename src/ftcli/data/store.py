@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ftcli.data.blocks import BLOCK
 from ftcli.data.chunks import SEGMENT, TREE, Tally, read_chunk, read_labels
 from ftcli.data.tree import SPAN, TokenTree
 from ftcli.units import format_count
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ftcli.data.settings import EvaluationSource, TrainSource
 
 META = "meta.json"
+READ_TREES = 1 << 16
 WIDE, NARROW = np.dtype("<i4"), np.dtype("<u2")
 
 
@@ -134,8 +136,8 @@ def write_store(folder: Path, chunks: Sequence[Path], vocab_size: int) -> tuple[
     """
     total, row_lengths = Tally(), []
     token_dtype = NARROW if vocab_size <= np.iinfo(NARROW).max + 1 else WIDE
-    num_tokens = num_segments = num_spans = num_label_bytes = 0
-    names = ("tokens", "lengths", "trees", "segments", "spans", "labels")
+    num_tokens = num_segments = num_spans = num_label_bytes = num_trees = 0
+    names = ("tokens", "lengths", "trees", "segments", "spans", "labels", "blocks")
     files: dict[str, IO[bytes]] = {name: (folder / f"{name}.bin").open("wb") for name in names}
     try:
         for path in chunks:
@@ -147,6 +149,8 @@ def write_store(folder: Path, chunks: Sequence[Path], vocab_size: int) -> tuple[
             heads["segment"] += num_segments
             heads["span"] += num_spans
             heads["label"] += num_label_bytes
+            arrays["blocks"]["tree"] += num_trees
+            num_trees += len(heads)
             num_tokens, num_segments, num_spans, num_label_bytes = (
                 num_tokens + len(arrays["tokens"]),
                 num_segments + len(arrays["segments"]),
@@ -158,6 +162,8 @@ def write_store(folder: Path, chunks: Sequence[Path], vocab_size: int) -> tuple[
                 file.write(arrays[name].tobytes())
         # One head behind the last tells where its tokens, segments, spans and labels end.
         files["trees"].write(np.array([(num_tokens, num_segments, num_spans, num_label_bytes, 0, -1, 0)], dtype=TREE).tobytes())
+        if files["blocks"].tell():
+            files["blocks"].write(np.array([(num_trees, 0)], dtype=BLOCK).tobytes())
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -210,19 +216,29 @@ class TreeStore:
         self._labels = _mapped(folder / "labels.bin", np.dtype(np.uint8))
         self.lengths: NDArray[np.int32] = _mapped(folder / "lengths.bin", np.dtype("<i4"))
         """(N,) tokens of each tree."""
+        blocks = _mapped(folder / "blocks.bin", BLOCK)
+        self.first_trees: NDArray[np.int64] | None = blocks["tree"] if len(blocks) else None
+        """(U + 1,) the first tree of each example of the order, with one more behind the last; None where an example is a tree."""
+        self.example_lengths: NDArray[np.int32] = blocks["tokens"][:-1] if len(blocks) else self.lengths
+        """(U,) tokens of each example of the order: of a block, or of a tree."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @property
     def mean_tokens(self) -> float:
-        """Tokens per tree."""
-        return self.report.num_tokens / max(1, len(self))
+        """Tokens per example of the order."""
+        return self.report.num_tokens / max(1, len(self.example_lengths))
 
     @property
     def digests(self) -> NDArray[np.uint64]:
-        """(N,) a number that equal trees share."""
-        return self._heads["digest"][: len(self)]
+        """(N,) a number that equal trees share; read anew each time, in parts, so that the file stays out of memory."""
+        digests = np.empty(len(self), dtype=np.uint64)
+        with (self.folder / "trees.bin").open("rb") as file:
+            for first in range(0, len(self), READ_TREES):
+                part = np.fromfile(file, dtype=TREE, count=min(READ_TREES, len(self) - first))
+                digests[first : first + len(part)] = part["digest"]
+        return digests
 
     @property
     def rows(self) -> NDArray[np.int64]:

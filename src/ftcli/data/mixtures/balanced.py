@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +12,7 @@ from ftcli.spec import Spec
 
 if TYPE_CHECKING:
     from ftcli.data.order import Plan
+    from ftcli.data.pool import Pool
 
 
 class Balanced(Spec):
@@ -27,7 +27,7 @@ class Balanced(Spec):
     temperature: float = Field(default=0.0, ge=0, le=1)
     """Power of a source's size that its share grows with, in 0..1: at 0 all are equal, at 1 each has the share of its examples."""
 
-    def plan(self, sizes: Sequence[int], mean_tokens: Sequence[float], weights: Sequence[float], seed: int) -> Plan:
+    def plan(self, pool: Pool) -> Plan:
         """Which source each position of the endless stream of examples draws from."""
-        rates = [weight * size**self.temperature for size, weight in zip(sizes, weights, strict=True)]
-        return replace(Shares().plan(sizes, mean_tokens, rates, seed), examples_per_epoch=sum(sizes))
+        rates = tuple(weight * size**self.temperature for size, weight in zip(pool.sizes, pool.weights, strict=True))
+        return replace(Shares().plan(replace(pool, weights=rates)), examples_per_epoch=sum(pool.sizes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ftcli.data.order import Plan
+    from ftcli.data.pool import Pool
 
 
 class Passes(Spec):
@@ -20,12 +20,12 @@ class Passes(Spec):
 
     kind: Literal["passes"] = "passes"
 
-    def plan(self, sizes: Sequence[int], mean_tokens: Sequence[float], weights: Sequence[float], seed: int) -> Plan:
+    def plan(self, pool: Pool) -> Plan:
         """Which source each position of the endless stream of examples draws from."""
         import numpy as np
 
-        draws = np.maximum(1, np.rint(np.asarray(sizes) * np.asarray(weights, dtype=np.float64))).astype(np.int64)
-        return PassesPlan(draws_per_epoch=draws, seed=seed)
+        draws = np.maximum(1, np.rint(np.asarray(pool.sizes) * np.asarray(pool.weights, dtype=np.float64))).astype(np.int64)
+        return PassesPlan(draws_per_epoch=draws, seed=pool.seed, tokens_per_epoch=float(draws @ np.asarray(pool.mean_tokens)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +35,7 @@ class PassesPlan:
     draws_per_epoch: NDArray[np.int64]
     """(number of sources,) at least 1 each."""
     seed: int
+    tokens_per_epoch: float
 
     @property
     def examples_per_epoch(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +10,8 @@ from ftcli.spec import Spec
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from ftcli.data.pool import Pool
 
 BLOCK = 1 << 16  # positions after which the pattern of sources repeats: the finest share is 1 in so many
 
@@ -25,25 +26,26 @@ class Shares(Spec):
     unit: Literal["rows", "tokens"] = "rows"
     """What is shared out: `rows` counts examples, `tokens` counts their mean length, too."""
 
-    def plan(self, sizes: Sequence[int], mean_tokens: Sequence[float], weights: Sequence[float], seed: int) -> SharesPlan:
+    def plan(self, pool: Pool) -> SharesPlan:
         """Which source each position of the endless stream of examples draws from."""
         import numpy as np
 
         from ftcli.data.permutation import key_of
 
-        rates = np.asarray(weights, dtype=np.float64)
+        rates = np.asarray(pool.weights, dtype=np.float64)
         if self.unit == "tokens":
-            rates = rates / np.maximum(1.0, np.asarray(mean_tokens, dtype=np.float64))
+            rates = rates / np.maximum(1.0, np.asarray(pool.mean_tokens, dtype=np.float64))
         shares = rates / rates.sum()
         counts = _apportion(shares, BLOCK)
         # Even spacing with a phase of its own for each source: every window holds each share to within a draw or two.
-        places = [(np.arange(count) + key_of(seed, "phase", source) / 2.0**64) / count for source, count in enumerate(counts.tolist())]
+        places = [(np.arange(count) + key_of(pool.seed, "phase", source) / 2.0**64) / count for source, count in enumerate(counts.tolist())]
         sources = np.repeat(np.arange(len(counts)), counts)[np.argsort(np.concatenate(places), kind="stable")]
         ranks = np.empty(BLOCK, dtype=np.int64)
         for source in range(len(counts)):
             ranks[sources == source] = np.arange(counts[source])
         return SharesPlan(
-            examples_per_epoch=max(1, round(sizes[0] / float(shares[0]))),
+            examples_per_epoch=max(1, round(pool.sizes[0] / float(shares[0]))),
+            mean_tokens=float(counts @ np.asarray(pool.mean_tokens)) / BLOCK,
             shares=counts / BLOCK,
             counts=counts,
             sources=sources,
@@ -72,6 +74,8 @@ class SharesPlan:
     """One block of positions, repeated for ever."""
 
     examples_per_epoch: int
+    mean_tokens: float
+    """Tokens per position."""
     shares: NDArray[np.float64]
     """(number of sources,) share of the positions, as realised."""
     counts: NDArray[np.int64]
@@ -80,6 +84,10 @@ class SharesPlan:
     """(BLOCK,) the source of each position of a block."""
     ranks: NDArray[np.int64]
     """(BLOCK,) how many positions of the block before it have the same source."""
+
+    @property
+    def tokens_per_epoch(self) -> float:
+        return self.examples_per_epoch * self.mean_tokens
 
     def draws(self, positions: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The source of each position, and how many draws of that source come before it.

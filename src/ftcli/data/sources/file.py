@@ -89,8 +89,10 @@ class File(Spec):
 @functools.lru_cache(maxsize=4096)
 def _hash_file(path: str, size: int, modified: int, inode: int) -> str:
     """sha256 of a file; its size, time and inode are part of the call so that a changed file is read again."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    from ftcli.data.cache import default_cache_folder
+    from ftcli.data.file_hashes import sha256_of_file
+
+    return sha256_of_file(Path(path), default_cache_folder())
 
 
 def _suffix(path: Path) -> str:
