@@ -60,6 +60,11 @@ class Batch:
     features: Tensor | None = None
     """(E, D) what a frozen base makes of each example, where that is known and need not be computed."""
 
+    @property
+    def total_weight(self) -> Tensor:
+        """Scalar: what the batch adds to the divisor of its step's loss."""
+        return self.weights.sum() if self.label_weights is None else self.label_weights.sum()
+
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on `device`."""
         moved = {field.name: value.to(device) for field in fields(self) if hasattr(value := getattr(self, field.name), "to")}

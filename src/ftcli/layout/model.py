@@ -41,13 +41,18 @@ def ordinary_attention_name(model: PreTrainedModel) -> str:
 
 
 class Penalty(Protocol):
-    """Something added to the objective that needs the forward pass of a batch."""
+    """Something added to the objective, computed in the forward pass of a batch."""
+
+    @property
+    def reads_hidden(self) -> bool:
+        """It needs the last hidden states of the batch, and not the weights alone."""
+        ...
 
     def loss_sum(self, model: TreeModel, batch: Batch, hidden: Tensor) -> Tensor:
         """Nats, summed over the batch's weighted targets, so that the step's normaliser makes it a mean.
 
         Args:
-            hidden: ``(T, D)`` last hidden states of the ordinary forward pass, with their graph.
+            hidden: ``(T, D)`` last hidden states of the ordinary forward pass, with their graph; empty if no penalty reads them.
         """
         ...
 
@@ -110,32 +115,45 @@ class TreeModel(nn.Module):
         return cast("Tensor", hidden[:, num_virtual:].flatten(0, 1))
 
     def forward(self, batch: Batch, penalties: Sequence[Penalty] = ()) -> tuple[Tensor, Tensor] | Tensor:
-        """(M,) float32 log-probability of each target of the batch, in nats; of a classifier (R, C) logits. With penalties, their
-        sum beside it.
+        """(M,) float32 log-probability of each target of the batch, in nats; of a classifier (R, C) logits. With penalties, the
+        ``loss_sum`` of each beside it, ``(P,)`` float32.
 
         Of an ensemble of soft prompts it is the members' mean, so that its loss is the mean of their losses.
         """
+        if not penalties:
+            return self._answers(batch)
+        # In the same forward pass, so that data-parallel wrappers see one.
+        if any(penalty.reads_hidden for penalty in penalties):
+            if runs_own_head(inner_model(self.module)):
+                raise RequestError("method: its penalty needs hidden states, which the head of this encoder does not give")
+            hidden = self.hidden_states(batch)
+            outputs = self._outputs(batch, hidden)
+        else:
+            outputs = self._answers(batch)
+            hidden = outputs.new_zeros((0, 0))
+        dtype = torch.promote_types(outputs.dtype, torch.float32)
+        return outputs, torch.stack([penalty.loss_sum(self, batch, hidden).to(dtype) for penalty in penalties])
+
+    def _answers(self, batch: Batch) -> Tensor:
+        """What `forward` gives without penalties."""
         model = inner_model(self.module)
-        if not penalties and batch.features is not None:
+        if batch.features is not None:
             return cast("Tensor", model.score(batch.features))  # type: ignore[operator]
         if runs_own_head(model):
-            if penalties:
-                raise RequestError("method: its penalty needs hidden states, which the head of this encoder does not give")
             return own_logits(model, batch)
         members = soft_prompt_members(self.module)
-        if len(members) > 1 and not penalties:
+        if len(members) > 1:
             states = (self._hidden_states(batch, virtual_tokens(self.module, member)) for member in members)
             return torch.stack([self._outputs(batch, hidden) for hidden in states]).mean(dim=0)
-        hidden = self.hidden_states(batch)
-        outputs = self._outputs(batch, hidden)
-        if not penalties:
-            return outputs
-        # In the same forward pass, so that data-parallel wrappers see one.
-        return outputs, torch.stack([penalty.loss_sum(self, batch, hidden) for penalty in penalties]).sum()
+        return self._outputs(batch, self.hidden_states(batch))
 
     def log_probs_after(self, batch: Batch, prefix: VirtualTokens | None) -> Tensor:
         """(M,) what `forward` gives, with tokens computed before standing in front of all trees."""
-        return cast("Tensor", self(batch)) if prefix is None else self._outputs(batch, self._hidden_states(batch, prefix))
+        return cast("Tensor", self(batch)) if prefix is None else self._outputs(batch, self.hidden_states_after(batch, prefix))
+
+    def hidden_states_after(self, batch: Batch, prefix: VirtualTokens) -> Tensor:
+        """(T, D) last hidden state of every token slot, with tokens computed before standing in front of all trees."""
+        return self._hidden_states(batch, prefix)
 
     def _outputs(self, batch: Batch, hidden: Tensor) -> Tensor:
         model = inner_model(self.module)

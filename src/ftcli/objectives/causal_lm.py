@@ -25,6 +25,7 @@ class CausalLM(ObjectiveSettings):
     """Weight of a prompt token as a target, in 0..1; at 0 only the answers are learnt, at 1 prompts count like answers."""
 
     formats: ClassVar[frozenset[str]] = frozenset({"chat", "completion", "instruction", "text"})
+    regularizers: ClassVar[frozenset[str]] = frozenset({"ewc", "kl", "l2_sp"})
 
     def target_weights(self, tree: TokenTree) -> NDArray[np.float32]:
         """(n,) weight of each token of `tree` as a target; tokens of weight 0 never reach the output head."""

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
+from pydantic import model_validator
+
+from ftcli.objectives.regularize import Regularizer
 from ftcli.spec import Spec
 
 if TYPE_CHECKING:
@@ -57,8 +60,23 @@ class Losses(NamedTuple):
 class ObjectiveSettings(Spec, ABC):
     """What is minimised."""
 
+    regularize: tuple[Regularizer, ...] = ()
+    """What holds training near where it began: penalties beside the loss."""
+
     formats: ClassVar[frozenset[str]]
     """Kinds of the formats whose examples it can learn from."""
+    regularizers: ClassVar[frozenset[str]] = frozenset({"l2_sp"})
+    """Kinds of the regularizers that mean something beside it."""
+
+    @model_validator(mode="after")
+    def _regularizers_fit(self) -> Self:
+        kinds: list[str] = [regularizer.kind for regularizer in self.regularize]
+        if strangers := sorted(set(kinds) - self.regularizers):
+            allowed = ", ".join(f"`{kind}`" for kind in sorted(self.regularizers))
+            raise ValueError(f"found `{strangers[0]}` in `regularize`, allowed: {allowed}")
+        if twice := [kind for kind in ("ewc", "l2_sp") if kinds.count(kind) > 1]:
+            raise ValueError(f"found `{twice[0]}` {kinds.count(twice[0])} times in `regularize`, allowed: once")
+        return self
 
     @property
     def head(self) -> ClassHead | None:
