@@ -9,8 +9,8 @@ from typing import Any
 
 from ftcli.errors import Problem
 from ftcli.merging.sources import Source
+from ftcli.models.layer_lists import NUM_LAYERS_KEYS
 
-NUM_LAYERS_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")
 _LAYER = re.compile(r"^(.*?)\.?(\d+)\.(.+)$")
 _SIDE_TOWER = re.compile(r"vision|visual|audio|image|encoder")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.errors import Problem, RequestError
-from ftcli.merging.configuration import LayerOrigin, differences, merged_layers
+from ftcli.merging.configuration import differences
 from ftcli.merging.layers import (
     LayerMap,
     embedding_name,
@@ -33,6 +33,7 @@ from ftcli.merging.sources import Source, open_source
 from ftcli.merging.stored import StoredTensor, read_header
 from ftcli.merging.values import TensorPlace
 from ftcli.merging.vocabulary import Vocabulary, plan_vocabulary
+from ftcli.models.layer_lists import LayerOrigin, merged_layers
 from ftcli.units import format_bytes
 
 _LISTED = 10

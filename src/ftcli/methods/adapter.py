@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ftcli.errors import Problem, RequestError
+from ftcli.models.added_rows import ROWS_FILE, TOKEN_ADAPTER
 from ftcli.models.quantisation import dequantised_weight, is_quantised, requantised_weight
 from ftcli.models.quiet import quiet_libraries
 
@@ -236,6 +237,8 @@ def read_config(folder: Path, peft_type: str | None = None) -> PeftConfig:
         except (ValueError, TypeError) as error:
             raise _unfit(folder, [f"{CONFIG_FILE}: {str(error).splitlines()[0]}"]) from error
     config.inference_mode = True
+    if (folder / ROWS_FILE).is_file():
+        config.trainable_token_indices = None  # these rows are put into the base
     return cast("PeftConfig", config)
 
 
@@ -248,8 +251,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    has_rows = (folder / ROWS_FILE).is_file()
     try:
-        return load_file(folder / WEIGHTS_FILE)
+        tensors = load_file(folder / WEIGHTS_FILE)
+        return {name: tensor for name, tensor in tensors.items() if not (has_rows and f".{TOKEN_ADAPTER}." in name)}
     except (OSError, SafetensorError) as error:
         raise _unfit(folder, [f"cannot read {WEIGHTS_FILE}: {error}"]) from error
 

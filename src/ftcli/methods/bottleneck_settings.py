@@ -142,6 +142,11 @@ class BottleneckSettings(MethodSettings):
             norm_after=self.norm_after,
         )
 
+    @property
+    def merges(self) -> bool:
+        """A bottleneck has a non-linearity, which no plain weight has."""
+        return False
+
     def layers_without(self) -> set[int]:
         """Layers that get no adapter."""
         return set(self.leave_out)

@@ -167,6 +167,11 @@ class Features(MethodSettings):
             raise RequestError("the classifier cannot be loaded", [Problem(str(folder / WEIGHTS_FILE), first_line)]) from error
         return module.requires_grad_(False).eval()
 
+    @property
+    def merges(self) -> bool:
+        """The head of the architecture has no place for what is trained."""
+        return False
+
     def merge(self, module: nn.Module) -> PreTrainedModel:
         """
         Raises:

@@ -32,8 +32,8 @@ class Freeze(Subset):
 
     kind: Literal["freeze"] = "freeze"
     top_layers: int | None = Field(default=None, ge=0)
-    """How many of the last decoder layers train; the default is half of them, rounded up, or none where `layers` or `patterns` say
-    what trains. A larger value learns more and forgets more."""
+    """How many of the last decoder layers train; the default is half of them, rounded up, or none where `layers`, `patterns` or
+    `grown` say what trains. A larger value learns more and forgets more."""
     layers: tuple[int, ...] = ()
     """Decoder layers that train, counted from 0; negative numbers count from the last one, -1."""
     patterns: tuple[str, ...] = ()
@@ -44,6 +44,8 @@ class Freeze(Subset):
     """Train the output head, too; the default leaves it, but for one that is tied to trained embeddings: it is the same weight."""
     final_norm: bool | None = None
     """Train the norm above the last layer; the default does where layers train, and does not where only patterns are given."""
+    grown: bool = False
+    """Train what `model.grow` has added, and beside it only what is named here, too."""
     cache_frozen: bool = False
     """Keep what the frozen lower layers compute on disk, and skip these layers for every example that was seen before."""
 
@@ -64,6 +66,7 @@ class Freeze(Subset):
         self._check_tying(model)
         chosen = {name for name, _ in model.named_parameters() if layer_of(name, stack) in layers}
         chosen |= self._named_by_patterns(model)
+        chosen |= self._grown_parameters(model) if self.grown else set()
         chosen |= set(embedding_parameters(model)) if self.embeddings else set()
         chosen |= set(head_parameters(model)) if self.head else set()
         takes_norm = bool(layers) if self.final_norm is None else self.final_norm
@@ -107,10 +110,18 @@ class Freeze(Subset):
                 what = f"{', '.join(map(str, outside))} of a model with {count} decoder layers"
                 raise RequestError(_MISFIT, [Problem("method.layers", what, f"allowed: {-count} to {count - 1}")])
             return {number % count for number in self.layers}
-        top = self.top_layers if self.top_layers is not None else 0 if self.patterns else -(-count // 2)
+        top = self.top_layers if self.top_layers is not None else 0 if self.patterns or self.grown else -(-count // 2)
         if top > count:
             raise RequestError(_MISFIT, [Problem("method.top_layers", f"{top} of a model with {count} decoder layers", f"at most {count}")])
         return set(range(count - top, count))
+
+    def _grown_parameters(self, model: PreTrainedModel) -> frozenset[str]:
+        from ftcli.models.grow.growth import grown_parameters
+
+        found = grown_parameters(model)
+        if not found:
+            raise RequestError(_MISFIT, [Problem("method.grown", "the base was not grown", "`model.grow` says how")])
+        return found
 
     def _check_tying(self, model: PreTrainedModel) -> None:
         """A head that is tied to the embedding trains with it or not at all."""

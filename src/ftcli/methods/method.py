@@ -65,6 +65,11 @@ class MethodSettings(Spec, ABC):
         return 0
 
     @property
+    def merges(self) -> bool:
+        """Whether there are plain weights that compute the same; where there are none, `merge` refuses and says why."""
+        return True
+
+    @property
     def num_members(self) -> int:
         """How many adapters compute every example side by side, and vote."""
         return 1

@@ -32,7 +32,7 @@ class Prefix(SoftPrompt):
     At width 3072 the rate is 6.7e-3; in PEFT's comparison 5e-3 beat 1e-3, 0.416 to 0.186, both with a start from real text.
 
     On the embedded model it does not beat the untuned base in orders that are exact after 100 steps (0 %, loss 6.8 to 0.5); with 20
-    labels it does, 0 to 12 % (docs/methods.md, three seeds).
+    labels it does, 0 to 8 % (docs/methods.md, three seeds).
     """
 
     kind: Literal["prefix"] = "prefix"

@@ -142,6 +142,7 @@ class Orthogonality:
     """The mean distance of the singular vectors from orthogonal ones, as a penalty: equation 4."""
 
     weight: float
+    reads_hidden: bool = False
 
     def loss_sum(self, model: TreeModel, batch: Batch, hidden: Tensor) -> Tensor:
         """The penalty times the batch's weight of targets, so that a step's mean holds it once."""
@@ -149,4 +150,4 @@ class Orthogonality:
         for _, layer in adalora_layers(model.module):
             for product in (layer.lora_A[ADAPTER] @ layer.lora_A[ADAPTER].T, layer.lora_B[ADAPTER].T @ layer.lora_B[ADAPTER]):
                 distances.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
-        return self.weight * torch.stack(distances).mean() * batch.weights.sum()
+        return self.weight * torch.stack(distances).mean() * batch.total_weight

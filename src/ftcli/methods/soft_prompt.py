@@ -103,6 +103,11 @@ class SoftPrompt(MethodSettings):
         """
         return load_soft_prompts(base, folder, self.member_names)
 
+    @property
+    def merges(self) -> bool:
+        """Virtual tokens change no weight."""
+        return False
+
     def merge(self, module: nn.Module) -> NoReturn:
         """Refuses: there are no plain weights that compute the same.
 

@@ -34,14 +34,46 @@ def base_fingerprint(model: PreTrainedModel) -> str:
     return f"{stored}:{digest.hexdigest()}"
 
 
+def stored_fingerprint(folder: Path) -> str:
+    """SHA-256 over the safetensors files of a model folder: all they say of their tensors, and the first numbers of each.
+
+    Reads some kilobytes a tensor, and needs no model. Two ways of storing the same model have two fingerprints.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = file.read(int.from_bytes(file.read(8), "little"))
+            start = file.tell()
+            digest.update(f"{path.name} {path.stat().st_size} ".encode() + header)
+            for name, tensor in json.loads(header).items():
+                if name != "__metadata__":
+                    first, end = tensor["data_offsets"]
+                    file.seek(start + first)
+                    digest.update(file.read(min(end - first, 4 * _SAMPLED_NUMBERS)))
+    return digest.hexdigest()
+
+
 def is_other_base(found: str, recorded: str) -> bool:
     """Are these the fingerprints of two models? Those of different storage cannot be compared, and count as one."""
     return found.partition(":")[0] == recorded.partition(":")[0] and found != recorded
 
 
-def note_base(folder: Path, name: str | None, fingerprint: str) -> None:
-    """Leave beside an adapter what it was trained on."""
-    write_json(folder / BASE_FILE, {"base": name, "fingerprint": fingerprint})
+def note_base(folder: Path, name: str | None, fingerprint: str, rope: dict[str, Any] | None = None) -> None:
+    """Leave beside an adapter what it was trained on.
+
+    Args:
+        rope: the recipe's scaling of positions, which the base has to have again.
+    """
+    write_json(folder / BASE_FILE, {"base": name, "fingerprint": fingerprint, **({} if rope is None else {"rope": rope})})
+
+
+def noted_rope(folder: Path) -> dict[str, Any] | None:
+    """The scaling of positions that an adapter folder was trained with; None for none."""
+    try:
+        found: Any = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found.get("rope") if isinstance(found, dict) else None
 
 
 def noted_base(folder: Path) -> tuple[str | None, str | None]:

@@ -42,15 +42,22 @@ def load_config(model: Model, tokenizer: Tokenizer | None = None) -> PretrainedC
         RequestError: no such architecture or field, or a folder without a readable configuration.
     """
     if model.init is not None:
-        return _initial_config(model.init.architecture, model.init.config, tokenizer)
+        return _scaled(_initial_config(model.init.architecture, model.init.config, tokenizer), model)
     folder = _folder(model, weights=False)
     from transformers import AutoConfig
 
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-        return config
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(model, "its configuration", error) from error
+    return _scaled(config, model)
+
+
+def _scaled(config: PretrainedConfig, model: Model) -> PretrainedConfig:
+    """`config` with the positions that the recipe asks for, and a note of it for `load_model`."""
+    if model.rope is not None:
+        config.ftcli_rope = model.rope.apply(config)
+    return config
 
 
 def checkpoint_dtype(folder: Path) -> str:
@@ -93,11 +100,26 @@ def load_model(
             loaded.config._name_or_path = cast(str, model.base)
         else:
             loaded = _from_init(model, tokenizer, quantization, target, device, seed, head)
-    _check_embedding(loaded, tokenizer)
-    _settle_tying(loaded)
-    _settle_generation(loaded)
     loaded.eval()
-    return loaded
+    _settle_tying(loaded)
+    if model.add_tokens is not None and tokenizer is not None and model.add_tokens.known():
+        from ftcli.models.added_rows import add_rows
+
+        add_rows(loaded, model, tokenizer)
+    _check_embedding(loaded, tokenizer)
+    _settle_generation(loaded)
+    return _changed(loaded, model, seed)
+
+
+def _changed(loaded: PreTrainedModel, model: Model, seed: int) -> PreTrainedModel:
+    """The base as the recipe wants it before training, with notes of what was done."""
+    from ftcli.models.changes import Change, note_change
+    from ftcli.models.grow.growth import grow
+
+    if model.rope is not None:
+        note_change(loaded, Change("positions", loaded.config.__dict__.pop("ftcli_rope")))
+    with quiet_libraries():
+        return loaded if model.grow is None else grow(loaded, model.grow, seed)
 
 
 def load_weights(folder: Path, *, like: PreTrainedModel) -> PreTrainedModel:
@@ -181,8 +203,9 @@ def _from_folder(
             # A head that trains cannot be quantised.
             arguments["quantization_config"].llm_int8_skip_modules = ["score", "classifier", "pooler", "head"]
     try:
+        if isinstance(head, ClassHead) or model.rope is not None:
+            arguments["config"] = _scaled(AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code), model)
         if isinstance(head, ClassHead):
-            arguments["config"] = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
             configure(arguments["config"], head, pad_id)
         result: Any = _model_class(head).from_pretrained(
             folder,

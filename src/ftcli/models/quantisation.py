@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftcli.errors import Problem, RequestError
-from ftcli.models.settings import DtypeName
+from ftcli.models.dtypes import DtypeName
 from ftcli.spec import Spec
 
 if TYPE_CHECKING:

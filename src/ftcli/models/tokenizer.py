@@ -245,7 +245,7 @@ def _read_backend(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokeniz
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        path = _convert_slow(folder)
+        path = convert_slow(folder)
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:
@@ -289,7 +289,7 @@ def _add_configured_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, A
             backend.add_tokens([AddedToken(token["content"], **flags)])
 
 
-def _convert_slow(folder: Path) -> Path:
+def convert_slow(folder: Path) -> Path:
     """tokenizer.json made, once, from the older files of a folder that has none."""
     found = [name for name in _SLOW_FILES if (folder / name).is_file()]
     if not found:
@@ -300,8 +300,7 @@ def _convert_slow(folder: Path) -> Path:
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
-    cache = Path(os.environ.get("FTCLI_CACHE", "~/.cache/ftcli")).expanduser()
-    converted = cache / "tokenizers" / digest.hexdigest()[:32] / "tokenizer.json"
+    converted = cache_folder() / "tokenizers" / digest.hexdigest()[:32] / "tokenizer.json"
     if not converted.is_file():
         from transformers import AutoTokenizer
 
@@ -317,6 +316,11 @@ def _convert_slow(folder: Path) -> Path:
         partial.write_text(backend.to_str(), encoding="utf-8")
         partial.replace(converted)
     return converted
+
+
+def cache_folder() -> Path:
+    """Where converted and extended tokenizers are kept."""
+    return Path(os.environ.get("FTCLI_CACHE") or "~/.cache/ftcli").expanduser()
 
 
 def _token_text(value: Any) -> str | None:

@@ -156,6 +156,8 @@ class Consistency:
     Source: Wang et al. 2022, arXiv:2205.12410, equation 5.
     """
 
+    reads_hidden = True
+
     def __init__(self, weight: float) -> None:
         self.weight = weight
 

@@ -1,0 +1,96 @@
+"""What a recipe may say under `model.add_tokens`: words that become one token each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ftcli.errors import Problem, RequestError
+from ftcli.spec import LocalPath, Spec
+
+
+class AddTokens(Spec):
+    """New tokens for words that the base's tokenizer cuts into many pieces, with rows of their own in embedding and head.
+
+    A term of a domain that is one token costs one step to read and to write, and gets a meaning of its own. The base's own tokens
+    keep their rows, and their logits do not change before training. Worth it where the text is long and the words frequent:
+    `mine` says how many tokens they save. An adapter carries its new rows with it.
+
+    Source: rows from the mean of the pieces' rows: Gee et al. 2022 (fast vocabulary transfer), arXiv:2402.09977, section 3; from
+    the mean of all rows, which bounds what new tokens take from old ones: Hewitt 2021, "Initializing new word embeddings for
+    pretrained language models".
+    """
+
+    tokens: tuple[str, ...] = ()
+    """The new tokens, as they stand in the text."""
+    file: LocalPath | None = None
+    """A text file with one new token a line; spaces count. Such a file is in the folder of every run with new tokens."""
+    mine: int | None = Field(default=None, ge=1)
+    """Find so many words in the training texts, those that save the most tokens: `ftcli check` prints them, the run keeps them."""
+    leading_space: bool = True
+    """Put a space in front of those that begin with a letter or digit, as words stand in a text; without, the space before a word
+    stays a token of its own."""
+    descriptions: dict[str, str] = {}
+    """For some of the tokens a text that says what they mean: they start at the mean of its tokens."""
+    start: Literal["pieces", "mean"] = "pieces"
+    """Where the others start: at the mean of the pieces they were cut into, or of all tokens."""
+    train: Literal["rows", "all", "none"] = "rows"
+    """What trains beside what the method trains: the new rows, all rows of embedding and head, or neither."""
+
+    @model_validator(mode="after")
+    def _check_one_way(self) -> Self:
+        given = [name for name in ("tokens", "file", "mine") if getattr(self, name) not in (None, ())]
+        if len(given) != 1:
+            found = " and ".join(f"`{name}`" for name in given) or "none"
+            raise ValueError(f"found {found}, allowed: one of `tokens`, `file`, `mine`")
+        empty = [token for token in self.tokens if not token.strip()]
+        if empty or len(set(self.texts(self.tokens))) != len(self.tokens):
+            raise ValueError("a token is empty or given twice")
+        if self.tokens and (unknown := [token for token in self.descriptions if self.text(token) not in self.texts(self.tokens)]):
+            raise ValueError(f"`descriptions` has `{unknown[0]}`, which is not among the tokens")
+        return self
+
+    @property
+    def is_settled(self) -> bool:
+        """The tokens are named here, and nowhere else."""
+        return bool(self.tokens)
+
+    def settled(self, texts: Sequence[str]) -> AddTokens:
+        """The same with these tokens in place of the way to find them."""
+        return self.model_copy(update={"tokens": tuple(texts), "file": None, "mine": None})
+
+    def known(self) -> tuple[str, ...]:
+        """The tokens as they stand in texts; none while they are yet to be mined.
+
+        Raises:
+            RequestError: the file cannot be read, or names none.
+        """
+        if self.file is None:
+            return self.texts(self.tokens)
+        try:
+            lines = Path(self.file).read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unreadable(self.file, str(error)) from error
+        found = self.texts([line.removesuffix("\r") for line in lines if line.strip()])
+        if not found:
+            raise _unreadable(self.file, "names no tokens")
+        return found
+
+    def texts(self, tokens: Sequence[str]) -> tuple[str, ...]:
+        """Tokens as they stand in texts, each once."""
+        return tuple(dict.fromkeys(map(self.text, tokens)))
+
+    def text(self, token: str) -> str:
+        """
+        Example:
+            >>> [AddTokens(mine=1).text(token) for token in ("sepsis", " sepsis", "<icd>")]
+            [' sepsis', ' sepsis', '<icd>']
+        """
+        return f" {token}" if self.leading_space and token[:1].isalnum() else token
+
+
+def _unreadable(path: str, what: str) -> RequestError:
+    return RequestError("the new tokens cannot be had", [Problem("model.add_tokens.file", f"`{path}`: {what}", "one token a line")])
