@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +45,20 @@ def read_questions(model: nn.Module, store: TreeStore, tokenizer: Tokenizer, lim
 
 
 def score_answers(
-    model: nn.Module, tokenizer: Tokenizer, questions: Sequence[Question], settings: Generate, progress: Progress | None
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    settings: Generate,
+    progress: Progress | None,
+    keep_row: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Generate greedily and score.
 
+    Args:
+        keep_row: is given the place and the scores of every single answer.
+
     Returns:
-        The mean of each metric in 0..1 with `examples` (how many were answered) and `stopped_ratio` (share of answers the model
+        Each metric over all answers in 0..1 with `examples` (how many were answered) and `stopped_ratio` (share of answers the model
         ended itself), and the first few samples. The answers of an ensemble are those its members vote for; `ensemble_scores`
         says how they compare, and the samples show them all.
     """
@@ -70,16 +78,15 @@ def score_answers(
         | ({"members": [member.text for member in group]} if len(group) > 1 else {})
         for question, answer, group in list(zip(questions, answers, groups, strict=True))[:NUM_SAMPLES]
     ]
+    for question, answer in zip(questions, answers, strict=True):
+        keep_row({"where": question.where, "scores": _mean_scores(settings, [question], [answer])})
     return {**scores, "examples": len(answers), "stopped_ratio": sum(answer.stopped for answer in answers) / len(answers)}, samples
 
 
 def _mean_scores(settings: Generate, questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, float]:
-    """The mean of each metric over all questions."""
-    pairs = list(zip(questions, answers, strict=True))
-    return {
-        metric.kind: sum(metric.score(answer.text, question.reference) for question, answer in pairs) / len(pairs)
-        for metric in settings.metrics
-    }
+    """Each metric over all questions."""
+    texts, references = [answer.text for answer in answers], [[question.reference] for question in questions]
+    return {metric.key: metric.over(texts, references) for metric in settings.metrics}
 
 
 def ensemble_scores(voted: Mapping[str, float], members: Sequence[Mapping[str, float]]) -> dict[str, Any]:

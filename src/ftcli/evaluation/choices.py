@@ -16,6 +16,9 @@ import numpy as np
 from ftcli.data.tree import SPAN, TokenTree
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ftcli.layout.batch import Batch
     from ftcli.layout.model import TreeModel
     from ftcli.layout.virtual import VirtualTokens
     from ftcli.models.tokenizer import Tokenizer
@@ -39,6 +42,8 @@ class Likelihood:
     log_prob: float
     """Nats, summed over the choice's tokens."""
     num_tokens: int
+    is_greedy: bool | None = None
+    """Every token is the likeliest one; None where it was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,7 @@ def score_continuations(
     rows: Sequence[Continuations],
     *,
     add_bos: bool = False,
+    with_greedy: bool = False,
     batch_tokens: int = 8192,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scored:
@@ -79,6 +85,7 @@ def score_continuations(
     Args:
         model: in the layout that fits it; it is left in evaluation mode.
         add_bos: put the beginning-of-text token before every context.
+        with_greedy: also say whether greedy decoding would give the choice.
         batch_tokens: tokens of one forward pass.
 
     Raises:
@@ -102,7 +109,7 @@ def score_continuations(
         for part in _parts(order, [len(one) - shared for one in encoded], batch_tokens):
             trees = [_tree(encoded[index], shared) for index in part]
             num_tokens += sum(map(len, trees))
-            for index, likelihoods in zip(part, _score(model, trees, prefix, tokenizer.pad_id or 0), strict=True):
+            for index, likelihoods in zip(part, _score(model, trees, prefix, tokenizer.pad_id or 0, with_greedy), strict=True):
                 found[index] = likelihoods
             done += len(part)
             progress(done, len(rows))
@@ -197,7 +204,9 @@ def compute_prefix(model: TreeModel, tokens: Sequence[int]) -> VirtualTokens | N
     return VirtualTokens(None, pairs) if is_whole else None
 
 
-def _score(model: TreeModel, trees: Sequence[TokenTree], prefix: VirtualTokens | None, pad_id: int) -> list[list[Likelihood]]:
+def _score(
+    model: TreeModel, trees: Sequence[TokenTree], prefix: VirtualTokens | None, pad_id: int, with_greedy: bool
+) -> list[list[Likelihood]]:
     """The likelihoods of each tree's branches."""
     import torch
 
@@ -205,9 +214,29 @@ def _score(model: TreeModel, trees: Sequence[TokenTree], prefix: VirtualTokens |
 
     weights = [(np.arange(len(tree)) >= tree.starts[1]).astype(np.float32) for tree in trees]
     batch = build_batch(model.layout, trees, weights, pad_id).to(next(model.parameters()).device)
-    log_probs = model.log_probs_after(batch, prefix).double()
-    count = len(batch.readout)
-    sums = torch.zeros(count, dtype=torch.float64, device=log_probs.device).index_add_(0, batch.branch, log_probs).tolist()
+    log_probs, misses = _with_misses(model, batch, prefix) if with_greedy else (model.log_probs_after(batch, prefix), None)
+    log_probs, count = log_probs.double(), len(batch.readout)
+    nothing = torch.zeros(count, dtype=torch.float64, device=log_probs.device)
+    sums = nothing.index_add(0, batch.branch, log_probs).tolist()
     sizes = torch.bincount(batch.branch, minlength=count).tolist()
-    likelihoods = iter([Likelihood(total, size) for total, size in zip(sums, sizes, strict=True)])
+    greedy = [None] * count if misses is None else (nothing.index_add(0, batch.branch, misses.double()) == 0).tolist()
+    likelihoods = iter([Likelihood(*one) for one in zip(sums, sizes, greedy, strict=True)])
     return [[next(likelihoods) for _ in range(len(tree.starts) - 1)] for tree in trees]
+
+
+def _with_misses(model: TreeModel, batch: Batch, prefix: VirtualTokens | None) -> tuple[Tensor, Tensor]:
+    """(M,) log-probability of each target, and whether another token is likelier."""
+    import torch
+
+    from ftcli.layout.model import inner_model
+    from ftcli.models.head import chunk_size
+
+    hidden = model.hidden_states(batch) if prefix is None else model.hidden_states_after(batch, prefix)
+    head = inner_model(model.module).get_output_embeddings()
+    states, found, misses = hidden[batch.predict_from], [], []
+    size = chunk_size(int(getattr(head, "out_features", 0)) or 2**15, states)
+    for part, targets in zip(states.split(size), batch.targets.split(size), strict=True):
+        logits = model.transform(head(part))
+        found.append(logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(dim=1))
+        misses.append(logits.argmax(dim=1) != targets)
+    return torch.cat(found), torch.cat(misses)

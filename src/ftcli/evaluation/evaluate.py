@@ -6,20 +6,29 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.evaluation.gates import Measured
+from ftcli.evaluation.measurement import main_figure, measure_task
+from ftcli.evaluation.rows import Rows
 from ftcli.evaluation.statistics import Comparison, Interval, compare, holm
 from ftcli.evaluation.tasks.task import Figure, Subject, TaskResult
-from ftcli.files import recover, write_text
+from ftcli.files import recover, write_lines, write_text
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ftcli.data.sources import Source
     from ftcli.evaluation.tasks import Task
+    from ftcli.evaluation.user_metrics import UserMetric
     from ftcli.exporting.open_target import Loaded
 
-FORMAT = 1
+    Values = NDArray[np.float64]
+
+FORMAT = 3
 """Of kept results; a change of what a task computes raises it."""
 BATCH_TOKENS = 8192
 
@@ -60,6 +69,10 @@ class Change:
     gained: list[str]
     kept: int
     """Rows that both have right."""
+    groups: list[dict[str, Any]]
+    """Of a task with `group_by`: the change of every group, with Holm's p over them."""
+    clean: Comparison | None
+    """The same on the rows that do not stand in the tuned model's training data, where that was looked at."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -71,6 +84,8 @@ class Change:
             "lost": self.lost,
             "gained": self.gained,
             "kept": self.kept,
+            **({"groups": self.groups} if self.groups else {}),
+            **({"clean": self.clean.to_json()} if self.clean is not None else {}),
         }
 
 
@@ -80,6 +95,8 @@ def evaluate(
     *,
     cache: Path | None,
     device: str = "auto",
+    allow_code: bool = False,
+    user_metrics: tuple[UserMetric, ...] = (),
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Evaluated:
     """Measure every task on one model; it is loaded once, and not at all if everything is kept already.
@@ -87,6 +104,8 @@ def evaluate(
     Args:
         target: a run, a checkpoint, a folder with a model or an adapter, builtin:NAME, or a hub id.
         cache: folder of kept results; None keeps nothing.
+        allow_code: programs that the model writes may be run, which tasks of the kind `code` need.
+        user_metrics: they score every generation task, beside its own metrics.
 
     Raises:
         FtcliError: the model cannot be opened, or a row cannot be read.
@@ -96,9 +115,10 @@ def evaluate(
     subject: Subject | None = None
     loaded: Loaded | None = None
     weights = fingerprint(target) if cache is not None else None
+    trained_on = training_sources(target) if any(task.leakage is not None and not task.leakage.train for task in tasks) else []
     found = Evaluated(target, target, "", {}, {}, [])
     for task in tasks:
-        kept = None if cache is None or weights is None else cache / f"{_key(weights, task)}.json"
+        kept = None if cache is None or weights is None else cache / f"{_key(weights, task, trained_on, user_metrics)}.json"
         if kept is not None and (old := _read_kept(kept)) is not None:
             found.results[task.name], about = old
             found.description, found.precision = about["description"], about["precision"]
@@ -109,8 +129,10 @@ def evaluate(
             loaded, subject = open_subject(target, device)
             found.description, found.precision = loaded.description, precision_of(loaded)
         began = time.monotonic()
-        told = Subject(subject.model, subject.tokenizer, subject.batch_tokens, _telling(progress, f"{task.name}: {Path(target).name}"))
-        found.results[task.name] = task.measure(told)
+        telling = _telling(progress, f"{task.name}: {Path(target).name}")
+        told = replace(subject, progress=telling, allow_code=allow_code, user_metrics=user_metrics)
+        indices = None if cache is None else cache / "passages"
+        found.results[task.name] = measure_task(task, told, trained_on=trained_on, cache=indices)
         found.seconds[task.name] = time.monotonic() - began
         if kept is not None:
             _keep(kept, found.results[task.name], {"description": found.description, "precision": found.precision, "target": target})
@@ -167,40 +189,64 @@ def fingerprint(target: str) -> str | None:
     return digest.hexdigest()
 
 
-def _key(weights: str, task: Task) -> str:
-    """The name of a kept result: weights, settings and the rows' bytes."""
+def training_sources(target: str) -> list[Source]:
+    """The training data of the run that `target` is, or is in; empty for other models."""
+    from ftcli.recipe.load import load_recipe
+    from ftcli.reporting.found_run import RESOLVED_RECIPE, is_run
+
+    place = Path(target).expanduser()
+    run = next((folder for folder in (place, *list(place.resolve().parents)[:2]) if folder.is_dir() and is_run(folder)), None)
+    return [] if run is None else [entry.source for entry in load_recipe(run / RESOLVED_RECIPE).recipe.data.train]
+
+
+def _key(weights: str, task: Task, trained_on: Sequence[Source], user_metrics: Sequence[UserMetric]) -> str:
+    """The name of a kept result: weights, settings, the bytes of all rows, and of the user's metrics where they are computed."""
     settings = json.dumps(task.model_dump(mode="json"), sort_keys=True)
-    shots = getattr(task, "shots", None)
-    others = shots.source.fingerprint() if shots is not None and shots.source is not None else ""
+    learnt = trained_on if task.leakage is not None and not task.leakage.train else []
+    others = " ".join([*task.fingerprints(), *(source.fingerprint() for source in learnt)])
+    if task.kind == "generation":
+        others += "".join(sorted({metric.path.read_text(encoding="utf-8") for metric in user_metrics}))
     return hashlib.sha256(f"{FORMAT}\n{weights}\n{settings}\n{task.source.fingerprint()}\n{others}".encode()).hexdigest()[:32]
 
 
 def _keep(path: Path, result: TaskResult, about: dict[str, str]) -> None:
     figures = {
-        name: {**figure.to_json(), "values": None if figure.values is None else figure.values.tolist()}
+        name: {**figure.to_json(), "values": _listed(figure.values), "weights": _listed(figure.weights)}
         for name, figure in result.figures.items()
     }
-    document = {"about": about, "figures": figures, "rows": result.rows, "notes": result.notes, "tokens": result.tokens}
+    document = {"about": about, "figures": figures, "notes": result.notes, "tokens": result.tokens}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(document))
+    rows = result.rows if isinstance(result.rows, Rows) else Rows(result.rows)
+    write_lines(path.with_suffix(".jsonl"), rows.lines())  # first: a result without its rows is none
+    write_text(path, json.dumps({**document, "details": result.details}))
+
+
+def _listed(values: NDArray[np.float64] | None) -> list[float] | None:
+    return None if values is None else values.tolist()
+
+
+def _array(values: list[float] | None) -> NDArray[np.float64] | None:
+    import numpy as np
+
+    return None if values is None else np.array(values, dtype=np.float64)
 
 
 def _read_kept(path: Path) -> tuple[TaskResult, dict[str, str]] | None:
     """A kept result; None if there is none, or a killed process left half of one."""
-    import numpy as np
-
-    if not path.is_file():
+    if not path.is_file() or not path.with_suffix(".jsonl").is_file():
         return None
     document = json.loads(path.read_text(encoding="utf-8"))
     figures = {
         name: Figure(
             Interval(one["value"], one["low"], one["high"]),
-            None if one["values"] is None else np.array(one["values"], dtype=np.float64),
+            _array(one["values"]),
             one["higher_is_better"],
+            _array(one["weights"]),
         )
         for name, one in document["figures"].items()
     }
-    return TaskResult(figures, document["rows"], document["notes"], document["tokens"]), document["about"]
+    rows = Rows.of_file(path.with_suffix(".jsonl"))
+    return TaskResult(figures, rows, document["notes"], document["tokens"], document["details"]), document["about"]
 
 
 def changes(tuned: Evaluated, base: Evaluated, tasks: Sequence[Task]) -> list[Change]:
@@ -213,13 +259,14 @@ def changes(tuned: Evaluated, base: Evaluated, tasks: Sequence[Task]) -> list[Ch
             compared.append((task, name, after, before, compare(after.values, before.values)))
     adjusted = holm([found.p_value for *_, found in compared])
     return [
-        _change(task.name, name, (after, before), found, p_value, [str(row["where"]) for row in tuned.results[task.name].rows])
+        _change(task.name, name, (after, before), found, p_value, tuned.results[task.name])
         for (task, name, after, before, found), p_value in zip(compared, adjusted, strict=True)
     ]
 
 
-def _change(task: str, name: str, both: tuple[Figure, Figure], found: Comparison, p_value: float, rows: Sequence[str]) -> Change:
+def _change(task: str, name: str, both: tuple[Figure, Figure], found: Comparison, p_value: float, result: TaskResult) -> Change:
     after, before = both
+    rows = [str(row["where"]) for row in result.rows]
     assert after.values is not None
     assert before.values is not None
     sign = 1 if after.higher_is_better else -1
@@ -233,9 +280,61 @@ def _change(task: str, name: str, both: tuple[Figure, Figure], found: Comparison
         lost=[where for where, move in zip(rows, moved, strict=True) if move < 0],
         gained=[where for where, move in zip(rows, moved, strict=True) if move > 0],
         kept=int(((after.values == 1) & (before.values == 1)).sum()),
+        groups=_group_changes(after.values, before.values, sign, result.details.get("groups")),
+        clean=_clean_change(after.values, before.values, rows, result.details.get("clean")),
     )
 
 
-def main_figure(task: Task, result: TaskResult) -> str:
-    """The figure that models are compared by."""
-    return task.main_figure or next(iter(result.figures))
+def _group_changes(after: Values, before: Values, sign: int, groups: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Which groups of rows moved."""
+    import numpy as np
+
+    of_rows = np.array(groups["rows"] if groups is not None else [])
+    if len(of_rows) != len(after):
+        return []
+    names = sorted(set(of_rows.tolist()))
+    found = [compare(after[of_rows == name], before[of_rows == name]) for name in names]
+    adjusted = holm([one.p_value for one in found])
+    return [
+        {"group": name, **one.to_json(), "adjusted_p": p_value, "is_better": sign * one.difference.value > 0}
+        for name, one, p_value in zip(names, found, adjusted, strict=True)
+    ]
+
+
+def _clean_change(after: Values, before: Values, rows: Sequence[str], clean: dict[str, Any] | None) -> Comparison | None:
+    """The comparison without the rows that stand in training data; None where none does."""
+    import numpy as np
+
+    leaked = {hit["where"] for hit in clean["leaked"]} if clean is not None else set()
+    is_clean = np.array([where not in leaked for where in rows], dtype=bool)
+    return compare(after[is_clean], before[is_clean]) if leaked and is_clean.any() else None
+
+
+def divergences(target: str, base: str, tasks: Sequence[Task], *, cache: Path | None, device: str = "auto") -> dict[str, Figure]:
+    """KL(base || target) in nats a token for every task with `kl_from_base`; kept as figures are. Tasks are left out where the two
+    have different vocabularies.
+
+    Raises:
+        RequestError: a model cannot be opened, or predicts with several soft prompts at once.
+    """
+    from ftcli.evaluation.divergence import kl_from_base
+    from ftcli.evaluation.tasks.language_modelling import LanguageModelling
+
+    wanted = [task for task in tasks if isinstance(task, LanguageModelling) and task.kl_from_base]
+    weights = [fingerprint(one) for one in (target, base)] if cache is not None else [None, None]
+    found: dict[str, Figure] = {}
+    subjects: list[Subject] = []
+    for task in wanted:
+        key = None if None in weights else _key("\n".join(map(str, weights)), task, [], ())
+        kept = None if cache is None or key is None else cache / f"kl-{key}.json"
+        if kept is not None and (old := _read_kept(kept)) is not None:
+            found[task.name] = old[0].figures["kl"]
+            continue
+        subjects = subjects or [open_subject(one, device)[1] for one in (base, target)]
+        figure = kl_from_base(task, subjects[0], subjects[1])
+        if figure is None:
+            continue
+        found[task.name] = figure
+        if kept is not None:
+            _keep(kept, TaskResult({"kl": figure}, []), {"target": target, "base": base})
+    return found

@@ -48,6 +48,10 @@ def _relations(data: dict[str, Any]) -> list[Finding]:
         name = task.get("name") if isinstance(task, dict) else None
         if isinstance(name, str) and seen.setdefault(name, index) != index:
             findings.append((("tasks", index, "name"), f"`{name}` is the name of tasks.{seen[name]}, too", "give each its own name"))
+        for key in ("variants", "retrieve"):
+            if isinstance(task, dict) and task.get("kind") == "language-modelling" and task.get(key) is not None:
+                what = f"`{key}` changes a question, and kind `language-modelling` asks none"
+                findings.append((("tasks", index, key), what, "leave it out"))
     for index, gate in enumerate(gates if isinstance(gates, list) else ()):
         path: KeyPath = ("gates", index)
         try:

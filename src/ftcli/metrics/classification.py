@@ -77,6 +77,49 @@ def calibration_error(probabilities: NDArray[np.float64], truth: NDArray[np.int6
     return float(np.abs(gaps).sum() / len(truth))
 
 
+def equal_mass_bins(sure: NDArray[np.float64], num_bins: int = NUM_BINS) -> NDArray[np.int64]:
+    """(N,) the bin of each example, in bins of as equal numbers of examples as equal confidences, which stay together, allow."""
+    import numpy as np
+
+    ordered = np.sort(sure)
+    edges = ordered[(np.arange(1, num_bins) * len(sure)) // num_bins]
+    return np.searchsorted(np.unique(edges), sure, side="right")
+
+
+def reliability(sure: NDArray[np.float64], is_right: NDArray[np.bool_], bins: NDArray[np.int64]) -> list[dict[str, float]]:
+    """For each bin that is not empty its lowest and highest confidence, mean confidence, accuracy and number of examples."""
+    parts = [bins == index for index in range(int(bins.max(initial=-1)) + 1)]
+    return [
+        {
+            "low": float(sure[part].min()),
+            "high": float(sure[part].max()),
+            "confidence": float(sure[part].mean()),
+            "accuracy": float(is_right[part].mean()),
+            "examples": int(part.sum()),
+        }
+        for part in parts
+        if part.any()
+    ]
+
+
+def macro_f1_of_counts(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Macro-F1 of sums over examples.
+
+    Args:
+        sums: ``(..., 3C + 1)`` right predictions, predictions and examples of each class, and examples of unseen labels.
+
+    Returns:
+        ``(...)``, the mean over the classes that occur; what `macro_f1` says.
+    """
+    import numpy as np
+
+    num_classes = (sums.shape[-1] - 1) // 3
+    hits, said, there = (sums[..., index * num_classes : (index + 1) * num_classes] for index in range(3))
+    f1 = np.where(said + there > 0, 2 * hits / np.maximum(said + there, 1e-300), 0.0)
+    occurring = (said + there > 0).sum(axis=-1) + (sums[..., -1] > 0)
+    return np.asarray(f1.sum(axis=-1) / np.maximum(occurring, 1))
+
+
 def brier_score(probabilities: NDArray[np.float64], truth: NDArray[np.int64]) -> float:
     """Mean squared distance of the probabilities from the truth, summed over the classes, in 0..2.
 

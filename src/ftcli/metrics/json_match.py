@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any, Literal, NoReturn
 
-from ftcli.spec import Spec
+from ftcli.metrics.metric import RowMetric
 
 Leaf = tuple[tuple[str | int, ...], str, object]
 
 
-class JsonMatch(Spec):
+class JsonMatch(RowMetric):
     """Equality of JSON values: key order, spaces and the writing of numbers do not count.
 
     A text that is not JSON scores 0. `true` and 1 differ; 1 and 1.0 do not.
@@ -22,13 +22,13 @@ class JsonMatch(Spec):
 
     def score(self, answer: str, reference: str) -> float:
         """In 0..1: 1.0 for equal values; else 0.0, or with `by_field` the share of the leaves of both that agree."""
-        found, expected = _leaves_of(answer), _leaves_of(reference)
+        found, expected = leaves_of(answer), leaves_of(reference)
         if found is None or expected is None:
             return 0.0
         return len(found & expected) / len(found | expected) if self.by_field else float(found == expected)
 
 
-def _leaves_of(text: str) -> set[Leaf] | None:
+def leaves_of(text: str) -> set[Leaf] | None:
     """The leaves of a JSON text; None if it is not JSON, or nested past Python's depth."""
     try:
         return _leaves(json.loads(text, parse_constant=_refuse), ())

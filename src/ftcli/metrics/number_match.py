@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ftcli.spec import Spec
+from ftcli.metrics.metric import RowMetric
 
 _NUMBER = re.compile(
     r"(?:(?<![\w)])[-+])?"  # a sign, unless it stands after a word or a number: 10-5 are 10 and 5
@@ -17,7 +17,7 @@ _NUMBER = re.compile(
 )
 
 
-class NumberMatch(Spec):
+class NumberMatch(RowMetric):
     """1 if the last number of the answer is the last number of the reference, else 0.
 
     Thousands may be written with commas: 1,200 is 1200. What stands before the marker, if one is set, does not count.

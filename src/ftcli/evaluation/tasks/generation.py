@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ftcli.data.formats import Format
-from ftcli.evaluation.tasks.shots import Shots, before_each
-from ftcli.evaluation.tasks.task import Subject, TaskResult, TaskSettings, mean_figure, share_figure
+from ftcli.errors import DataError, Problem
+from ftcli.evaluation.answer_scores import AnswerScores, Told
+from ftcli.evaluation.rows import ROWS_AT_ONCE
+from ftcli.evaluation.tasks.columns import texts_column
+from ftcli.evaluation.tasks.shots import Shots, before_each, embedding_of, solved_text
+from ftcli.evaluation.tasks.task import Progress, Subject, TaskResult, TaskSettings
 from ftcli.metrics import Metric
+from ftcli.metrics.metric import without_doubles
 
 if TYPE_CHECKING:
+    from ftcli.models.generate import Answer
     from ftcli.models.tokenizer import Tokenizer
+
+# Columns that hold the answer where the format is found from them.
+_ANSWERS = ("completion", "response", "answer", "output")
 
 
 class Generation(TaskSettings):
@@ -21,7 +31,9 @@ class Generation(TaskSettings):
     kind: Literal["generation"]
     format: Format | None = None
     """How a row becomes prompt and reference; left out, it is detected from the columns."""
-    metrics: tuple[Metric, ...] = Field(min_length=1)
+    references: str | None = None
+    """Column with more right answers, a text or a list of them. The answer's own column may hold a list, too: the best match counts."""
+    metrics: Annotated[tuple[Metric, ...], AfterValidator(without_doubles)] = Field(min_length=1)
     """How an answer is compared with its reference; the first is what models are compared by."""
     max_new_tokens: int = Field(default=128, ge=1)
     """An answer is cut here."""
@@ -37,15 +49,30 @@ class Generation(TaskSettings):
     main_figure: ClassVar[str] = ""
 
     def measure(self, subject: Subject) -> TaskResult:
-        """The mean of every metric, and the share of answers that the model ended by itself."""
-        import numpy as np
+        """Every metric, those of the user, and the share of answers that the model ended by itself."""
+        scores = AnswerScores(self.metrics, subject.user_metrics)
+        settings, left, num_tokens = self.format, 0, 0
+        for part, progress in self.parts(subject, None if self.shots is not None else ROWS_AT_ONCE):
+            settings = settings or self._detected(part)
+            found = self._questions(part, subject.tokenizer, settings)
+            solved = [solved_text(prompt, reference, subject.tokenizer) for _, prompt, reference in found]
+            asked = [prompt for _, prompt, _ in found]
+            shots = before_each(self.shots, asked, solved, lambda rows: self._solved(rows, subject.tokenizer), embedding_of(subject))
+            prompts = [before + prompt for before, (_, prompt, _) in zip(shots, found, strict=True)]
+            answers = self._answers(subject, prompts, progress)
+            left += sum(answer is None for answer in answers)
+            num_tokens += sum(len(answer.tokens) for answer in answers if answer is not None)
+            for (where, row), (_, _, reference), prompt, answer in zip(part, found, prompts, answers, strict=True):
+                text = None if answer is None else _cut(answer.text, self.stop)
+                ended = answer is not None and (answer.stopped or text != answer.text)
+                scores.add(where, row, prompt, text, self._references(row, where, reference), ended)
+        notes = [f"{left} prompts leave no room for an answer: they count as wrong"] if left else []
+        return TaskResult(scores.figures(), scores.rows, notes, num_tokens)
 
+    def _answers(self, subject: Subject, prompts: list[str], progress: Progress) -> list[Answer | None]:
+        """An answer to each prompt; None where it leaves no room for one in the model's context."""
         from ftcli.models.generate import context_length, generate, prompt_ids
 
-        found = self._questions(list(self.read_rows()), subject.tokenizer)
-        solved = [prompt + reference for _, prompt, reference in found]
-        shots = before_each(self.shots, [prompt for _, prompt, _ in found], solved, lambda rows: self._solved(rows, subject.tokenizer))
-        prompts = [before + prompt for before, (_, prompt, _) in zip(shots, found, strict=True)]
         context = context_length(subject.model.module)
         fits = [context is None or len(prompt_ids(subject.tokenizer, prompt)) < context for prompt in prompts]
         asked = [prompt for prompt, has_room in zip(prompts, fits, strict=True) if has_room]
@@ -57,38 +84,37 @@ class Generation(TaskSettings):
                 max_new_tokens=self.max_new_tokens,
                 temperature=self.temperature,
                 seed=self.seed,
-                progress=_Told(subject),
+                progress=Told(progress),
             )
         )
-        rows: list[dict[str, Any]] = []
-        num_tokens = 0
-        for (where, _, reference), prompt, has_room in zip(found, prompts, fits, strict=True):
-            answer = next(answers) if has_room else None
-            text = "" if answer is None else _cut(answer.text, self.stop)
-            num_tokens += 0 if answer is None else len(answer.tokens)
-            scores = {_figure_name(metric.kind): 0.0 if answer is None else metric.score(text, reference) for metric in self.metrics}
-            ended = answer is not None and (answer.stopped or text != answer.text)
-            rows.append({"where": where, "prompt": prompt, "reference": reference, "answer": text, "ended": float(ended), **scores})
-        values = {name: np.array([row[name] for row in rows]) for name in (*(_figure_name(m.kind) for m in self.metrics), "ended")}
-        figures = {name: share_figure(found) if name == "ended" else mean_figure(found) for name, found in values.items()}
-        left = len(prompts) - len(asked)
-        notes = [f"{left} prompts leave no room for an answer: they count as wrong"] if left else []
-        return TaskResult(figures, rows, notes, num_tokens)
+        return [next(answers) if has_room else None for has_room in fits]
 
-    def _questions(self, rows: list[tuple[str, dict[str, Any]]], tokenizer: Tokenizer) -> list[tuple[str, str, str]]:
-        """(where, prompt, reference) of every row.
+    def _detected(self, rows: Sequence[tuple[str, dict[str, Any]]]) -> Format:
+        from ftcli.data.formats.detect import detect_format
+
+        return detect_format([_with_one_reference(row, self.format, where) for where, row in rows[:64]], f"task `{self.name}`")
+
+    def _references(self, row: dict[str, Any], where: str, reference: str) -> list[str]:
+        """Every answer that is right: those of a column that holds a list, and those of the column for more."""
+        listed = next((row[name] for name in _answer_columns(self.format) if _is_list_of_texts(row.get(name))), [reference])
+        more = texts_column(row, self.references, where) if self.references is not None else []
+        return [*listed, *more]
+
+    def _questions(
+        self, rows: Sequence[tuple[str, dict[str, Any]]], tokenizer: Tokenizer, settings: Format | None = None
+    ) -> list[tuple[str, str, str]]:
+        """(where, prompt, reference) of every row; of several references the first.
 
         Raises:
             DataError: a row has nothing to be asked, or no answer.
         """
         from ftcli.data.example import question_of
-        from ftcli.data.formats.detect import detect_format
-        from ftcli.errors import DataError, Problem
 
-        settings = self.format or detect_format([row for _, row in rows[:64]], f"task `{self.name}`")
+        settings = settings or self.format or self._detected(rows)
         found = []
         for where, row in rows:
-            prompt, reference = question_of(settings.example(row, tokenizer, where), tokenizer.end_texts)
+            example = settings.example(_with_one_reference(row, settings, where), tokenizer, where)
+            prompt, reference = question_of(example, tokenizer.end_texts)
             if not prompt or not reference:
                 raise DataError(
                     f"task `{self.name}`", [Problem(where, "the row has no prompt with an answer", "a text alone is no question")]
@@ -96,26 +122,37 @@ class Generation(TaskSettings):
             found.append((where, prompt, reference))
         return found
 
+    def prompts(self, rows: Any, tokenizer: Tokenizer) -> list[str]:
+        return [prompt for _, prompt, _ in self._questions(list(rows), tokenizer)]
+
     def _solved(self, rows: Any, tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
         found = self._questions(list(rows), tokenizer)
-        return [prompt for _, prompt, _ in found], [prompt + reference for _, prompt, reference in found]
+        return [prompt for _, prompt, _ in found], [solved_text(prompt, reference, tokenizer) for _, prompt, reference in found]
 
 
-def _figure_name(kind: str) -> str:
-    return kind.replace("-", "_")
+def _answer_columns(settings: Format | None) -> tuple[str, ...]:
+    """Columns that may hold the reference."""
+    named = (getattr(settings, "completion", None), getattr(settings, "output", None))
+    return _ANSWERS if settings is None else tuple(name for name in named if name is not None)
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _with_one_reference(row: dict[str, Any], settings: Format | None, where: str) -> dict[str, Any]:
+    """`row` as a format reads it: of a list of right answers the first.
+
+    Raises:
+        DataError: the list is empty.
+    """
+    if name := next((name for name in _answer_columns(settings) if row.get(name) == []), None):
+        raise DataError("a row cannot be read", [Problem(where, f"column `{name}` is an empty list", "one right answer at least")])
+    listed = {name: row[name][0] for name in _answer_columns(settings) if _is_list_of_texts(row.get(name))}
+    return {**row, **listed} if listed else row
 
 
 def _cut(text: str, stops: tuple[str, ...]) -> str:
     """`text` up to the first of `stops` in it."""
     ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
     return text[: min(ends)] if ends else text
-
-
-class _Told:
-    """The progress that `generate` tells, as a task tells it."""
-
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-
-    def update(self, done: int, total: int, what: str) -> None:
-        self.subject.progress(done, total)

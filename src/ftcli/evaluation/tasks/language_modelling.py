@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from ftcli.data.tree import SPAN, path_tree
+from ftcli.errors import DataError, Problem
+from ftcli.evaluation.rows import Rows
 from ftcli.evaluation.statistics import Interval, bootstrap_ratio
 from ftcli.evaluation.tasks.columns import text_column
-from ftcli.evaluation.tasks.task import Figure, Subject, TaskResult, TaskSettings
+from ftcli.evaluation.tasks.task import Figure, Progress, Subject, TaskResult, TaskSettings
 from ftcli.units import perplexity
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Values = NDArray[np.float64]
+
+# Documents are long: fewer of them than questions are held at once.
+TEXTS_AT_ONCE = 512
 
 
 class LanguageModelling(TaskSettings):
@@ -32,6 +45,10 @@ class LanguageModelling(TaskSettings):
     begin_token: bool = True
     """Predict the first token, too, from the begin-of-text token (the end-of-text token where there is none)."""
 
+    kl_from_base: bool = False
+    """With `--against`, also KL(base || model) in nats a token: it sees changes that leave the loss as it was. Both models are in
+    memory at once."""
+
     main_figure: ClassVar[str] = "bits_per_byte"
 
     def measure(self, subject: Subject) -> TaskResult:
@@ -42,30 +59,44 @@ class LanguageModelling(TaskSettings):
 
         window = min(self.window or 2048, context_length(subject.model.module) or 2048)
         stride = min(self.stride or max(1, window // 2), window - 1)
-        texts = [(where, text_column(row, self.text, where)) for where, row in self.read_rows()]
-        kept = [(where, text) for where, text in texts if text]
-        notes = [f"{len(texts) - len(kept)} empty texts are left out"] if len(kept) < len(texts) else []
-        tokenizer = subject.tokenizer
+        tokenizer, notes = subject.tokenizer, []
         first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
         if self.begin_token and first is None:
             notes.append("the tokenizer has no token to begin with: first tokens are not predicted")
         before = [first] if self.begin_token and first is not None else []
-        encoded = [[*before, *tokenizer.encode(text)[0]] for _, text in kept]
-        pieces = [(row, *piece) for row, tokens in enumerate(encoded) for piece in windows(len(tokens), window, stride)]
-        nats, counts = np.zeros(len(kept)), np.zeros(len(kept))
-        num_tokens = _add_losses(subject, encoded, pieces, nats, counts)
-        sizes = np.array([len(text.encode()) for _, text in kept], dtype=np.float64)
-        loss = bootstrap_ratio(nats, counts)
-        figures = {
-            "bits_per_byte": Figure(bootstrap_ratio(nats / np.log(2), sizes), nats / np.log(2) / sizes, higher_is_better=False),
-            "loss": Figure(loss, nats / np.maximum(counts, 1), higher_is_better=False),
-            "perplexity": Figure(Interval(*map(perplexity, (loss.value, loss.low, loss.high))), None, higher_is_better=False),
-        }
-        rows = [
-            {"where": where, "text": text[:200], "loss": float(nat / max(count, 1)), "bits_per_byte": float(nat / np.log(2) / size)}
-            for (where, text), nat, count, size in zip(kept, nats, counts, sizes, strict=True)
-        ]
-        return TaskResult(figures, rows, notes, num_tokens)
+        sums, rows, num_empty, num_tokens = [array("d"), array("d"), array("d")], Rows(), 0, 0
+        for part, progress in self.parts(subject, TEXTS_AT_ONCE):
+            texts = [(where, text_column(row, self.text, where)) for where, row in part]
+            kept = [(where, text) for where, text in texts if text]
+            num_empty += len(texts) - len(kept)
+            encoded = [[*before, *tokenizer.encode(text)[0]] for _, text in kept]
+            pieces = [(row, *piece) for row, tokens in enumerate(encoded) for piece in windows(len(tokens), window, stride)]
+            nats, counts = np.zeros(len(kept)), np.zeros(len(kept))
+            num_tokens += _add_losses(subject, encoded, pieces, nats, counts, progress)
+            sizes = np.array([len(text.encode()) for _, text in kept], dtype=np.float64)
+            for total, found in zip(sums, (nats, counts, sizes), strict=True):
+                total.extend(found.tolist())
+            for (where, text), nat, count, size in zip(kept, nats.tolist(), counts.tolist(), sizes.tolist(), strict=True):
+                bits = nat / math.log(2) / size
+                rows.append({"where": where, "text": text[:200], "loss": nat / max(count, 1), "bits_per_byte": bits})
+        if num_empty:
+            notes.insert(0, f"{num_empty} empty texts are left out")
+        if not sums[1] or not np.array(sums[1]).any():
+            raise DataError(f"task `{self.name}`", [Problem(f"column `{self.text}`", "no text has a token that can be predicted")])
+        return TaskResult(_figures(*map(np.array, sums)), rows, notes, num_tokens)
+
+
+def _figures(nats: Values, counts: Values, sizes: Values) -> dict[str, Figure]:
+    """The figures of documents, whose nats, predicted tokens and bytes are given."""
+    import numpy as np
+
+    bits = nats / np.log(2)
+    loss = bootstrap_ratio(nats, counts)
+    return {
+        "bits_per_byte": Figure(bootstrap_ratio(bits, sizes), bits / sizes, higher_is_better=False, weights=sizes),
+        "loss": Figure(loss, nats / np.maximum(counts, 1), higher_is_better=False, weights=counts),
+        "perplexity": Figure(Interval(*map(perplexity, (loss.value, loss.low, loss.high))), None, higher_is_better=False),
+    }
 
 
 def windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
@@ -85,7 +116,14 @@ def windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]
     return found
 
 
-def _add_losses(subject: Subject, encoded: Sequence[Sequence[int]], pieces: Sequence[tuple[int, int, int, int]], nats, counts) -> int:  # type: ignore[no-untyped-def]
+def _add_losses(
+    subject: Subject,
+    encoded: Sequence[Sequence[int]],
+    pieces: Sequence[tuple[int, int, int, int]],
+    nats: Values,
+    counts: Values,
+    progress: Progress,
+) -> int:
     """Add the loss of every window to its document's sums; tokens computed."""
     import numpy as np
     import torch
@@ -109,5 +147,5 @@ def _add_losses(subject: Subject, encoded: Sequence[Sequence[int]], pieces: Sequ
             np.add.at(counts, owners, 1)
             total += batch.num_tokens
             done += len(part)
-            subject.progress(done, len(pieces))
+            progress(done, len(pieces))
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -9,13 +10,16 @@ from pydantic import AfterValidator
 
 from ftcli.errors import DataError, Problem
 from ftcli.evaluation.choices import Continuations, Likelihood, score_continuations
+from ftcli.evaluation.rows import ROWS_AT_ONCE, Rows
 from ftcli.evaluation.tasks.columns import checked_template, column, fill, texts_column
-from ftcli.evaluation.tasks.shots import Shots, before_each
+from ftcli.evaluation.tasks.shots import Shots, before_each, embedding_of
 from ftcli.evaluation.tasks.task import Subject, TaskResult, TaskSettings, share_figure
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from ftcli.models.tokenizer import Tokenizer
 
 Normalise = Literal["none", "characters", "bytes", "tokens", "pmi"]
 
@@ -49,35 +53,36 @@ class MultipleChoice(TaskSettings):
         """Accuracy under every normalisation, and the mean probability of the right choice among all."""
         import numpy as np
 
-        read = [(where, row, *self._read(row, where)) for where, row in self.read_rows()]
-        template = self.prompt or f"{{{self.question}}}\nAnswer:"
-        prompts = [fill(template, row, where) for where, row, _, _ in read]
-        solved = [prompt + self.separator + choices[answer] for prompt, (_, _, choices, answer) in zip(prompts, read, strict=True)]
-        before = before_each(self.shots, prompts, solved, lambda rows: self._solved(rows, template))
-        rows = [
-            Continuations(shots + prompt, tuple(self.separator + choice for choice in choices))
-            for shots, prompt, (_, _, choices, _) in zip(before, prompts, read, strict=True)
-        ]
-        scored = score_continuations(subject.model, subject.tokenizer, rows, batch_tokens=subject.batch_tokens, progress=subject.progress)
-        apart = self._without_context(subject, rows) if self.normalise == "pmi" else None
-        answers = np.array([answer for *_, answer in read])
-        chosen = {way: self._chosen(way, rows, scored.likelihoods, apart) for way in self._ways()}
-        figures = {_NAMES[way]: share_figure((picked == answers).astype(np.float64)) for way, picked in chosen.items()}
+        samples, hits, num_cut, num_tokens = Rows(), {way: array("d") for way in self._ways()}, 0, 0
+        for part, progress in self.parts(subject, None if self.shots is not None else ROWS_AT_ONCE):
+            read = [(where, *self._read(row, where)) for where, row in part]
+            prompts = self.prompts(part, subject.tokenizer)
+            rows = self._asked(prompts, read, subject)
+            scored = score_continuations(subject.model, subject.tokenizer, rows, batch_tokens=subject.batch_tokens, progress=progress)
+            apart = self._without_context(subject, rows) if self.normalise == "pmi" else None
+            chosen = {way: self._chosen(way, rows, scored.likelihoods, apart) for way in self._ways()}
+            for way, picked in chosen.items():
+                hits[way].extend(float(choice == answer) for choice, (_, _, answer) in zip(picked.tolist(), read, strict=True))
+            for index, (prompt, (where, choices, answer)) in enumerate(zip(prompts, read, strict=True)):
+                likelihoods = [one.log_prob for one in scored.likelihoods[index]]
+                best = int(chosen[self.normalise][index])
+                said = {"choices": choices, "answer": answer, "chosen": best, "log_likelihoods": likelihoods}
+                samples.append({"where": where, "prompt": prompt, **said, "accuracy": float(best == answer)})
+            num_cut, num_tokens = num_cut + scored.num_cut, num_tokens + scored.num_tokens
+        figures = {_NAMES[way]: share_figure(np.array(values)) for way, values in hits.items()}
         figures = {"accuracy": figures[_NAMES[self.normalise]], **figures}
-        notes = [f"{scored.num_cut} contexts lost their beginning: the model sees too few tokens"] if scored.num_cut else []
-        samples = [
-            {
-                "where": where,
-                "prompt": prompt,
-                "choices": list(choices),
-                "answer": int(answer),
-                "chosen": int(chosen[self.normalise][index]),
-                "log_likelihoods": [one.log_prob for one in scored.likelihoods[index]],
-                "accuracy": float(chosen[self.normalise][index] == answer),
-            }
-            for index, (prompt, (where, _, choices, answer)) in enumerate(zip(prompts, read, strict=True))
+        notes = [f"{num_cut} contexts lost their beginning: the model sees too few tokens"] if num_cut else []
+        return TaskResult(figures, samples, notes, num_tokens)
+
+    def _asked(self, prompts: list[str], read: Sequence[tuple[str, list[str], int]], subject: Subject) -> list[Continuations]:
+        """What is scored: the solved examples with the prompt, and the choices after it."""
+        template = self.prompt or f"{{{self.question}}}\nAnswer:"
+        solved = [prompt + self.separator + choices[answer] for prompt, (_, choices, answer) in zip(prompts, read, strict=True)]
+        before = before_each(self.shots, prompts, solved, lambda rows: self._solved(rows, template), embedding_of(subject))
+        return [
+            Continuations(shots + prompt, tuple(self.separator + choice for choice in choices))
+            for shots, prompt, (_, choices, _) in zip(before, prompts, read, strict=True)
         ]
-        return TaskResult(figures, samples, notes, scored.num_tokens)
 
     def _ways(self) -> list[Normalise]:
         return ["none", "characters", "bytes", "tokens", *(["pmi"] if self.normalise == "pmi" else [])]  # type: ignore[list-item]
@@ -86,6 +91,9 @@ class MultipleChoice(TaskSettings):
         """The choices of a row, and the index of the right one."""
         choices = list(self.choices) if isinstance(self.choices, tuple) else texts_column(row, self.choices, where)
         return choices, answer_index(column(row, self.answer, where), choices, where, self.answer)
+
+    def prompts(self, rows: Sequence[tuple[str, dict[str, Any]]], tokenizer: Tokenizer) -> list[str]:
+        return [fill(self.prompt or f"{{{self.question}}}\nAnswer:", row, where) for where, row in rows]
 
     def _solved(self, rows: Sequence[tuple[str, dict[str, Any]]], template: str) -> tuple[list[str], list[str]]:
         """Prompts of rows, and the same with their answers."""

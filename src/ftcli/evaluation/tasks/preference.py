@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator
 
 from ftcli.evaluation.choices import Continuations, score_continuations
+from ftcli.evaluation.rows import Rows
 from ftcli.evaluation.tasks.columns import checked_template, fill, text_column
 from ftcli.evaluation.tasks.task import Subject, TaskResult, TaskSettings, mean_figure, share_figure
 
@@ -30,30 +32,25 @@ class Preference(TaskSettings):
         """Accuracy by the sum and by the mean over tokens, and the mean margin in nats."""
         import numpy as np
 
-        read = [
-            (where, fill(self.prompt, row, where), text_column(row, self.chosen, where), text_column(row, self.rejected, where))
-            for where, row in self.read_rows()
-        ]
-        rows = [Continuations(prompt, (self.separator + chosen, self.separator + rejected)) for _, prompt, chosen, rejected in read]
-        scored = score_continuations(subject.model, subject.tokenizer, rows, batch_tokens=subject.batch_tokens, progress=subject.progress)
-        pairs = np.array([[one.log_prob for one in both] for both in scored.likelihoods])
-        sizes = np.array([[one.num_tokens for one in both] for both in scored.likelihoods])
-        margins, per_token = pairs[:, 0] - pairs[:, 1], (pairs / sizes)[:, 0] - (pairs / sizes)[:, 1]
+        samples, margins, per_token, num_cut, num_tokens = Rows(), array("d"), array("d"), 0, 0
+        for part, progress in self.parts(subject):
+            read = [
+                (where, fill(self.prompt, row, where), text_column(row, self.chosen, where), text_column(row, self.rejected, where))
+                for where, row in part
+            ]
+            rows = [Continuations(prompt, (self.separator + chosen, self.separator + rejected)) for _, prompt, chosen, rejected in read]
+            scored = score_continuations(subject.model, subject.tokenizer, rows, batch_tokens=subject.batch_tokens, progress=progress)
+            for (where, prompt, chosen, rejected), (better, worse) in zip(read, scored.likelihoods, strict=True):
+                margin = better.log_prob - worse.log_prob
+                margins.append(margin)
+                per_token.append(better.log_prob / better.num_tokens - worse.log_prob / worse.num_tokens)
+                asked = {"where": where, "prompt": prompt, "chosen": chosen, "rejected": rejected}
+                samples.append({**asked, "margin": margin, "accuracy": float(margin > 0)})
+            num_cut, num_tokens = num_cut + scored.num_cut, num_tokens + scored.num_tokens
         figures = {
-            "accuracy": share_figure((margins > 0).astype(np.float64)),
-            "accuracy_by_token": share_figure((per_token > 0).astype(np.float64)),
-            "margin": mean_figure(margins),
+            "accuracy": share_figure((np.array(margins) > 0).astype(np.float64)),
+            "accuracy_by_token": share_figure((np.array(per_token) > 0).astype(np.float64)),
+            "margin": mean_figure(np.array(margins)),
         }
-        samples = [
-            {
-                "where": where,
-                "prompt": prompt,
-                "chosen": chosen,
-                "rejected": rejected,
-                "margin": float(margin),
-                "accuracy": float(margin > 0),
-            }
-            for (where, prompt, chosen, rejected), margin in zip(read, margins, strict=True)
-        ]
-        notes = [f"{scored.num_cut} prompts lost their beginning: the model sees too few tokens"] if scored.num_cut else []
-        return TaskResult(figures, samples, notes, scored.num_tokens)
+        notes = [f"{num_cut} prompts lost their beginning: the model sees too few tokens"] if num_cut else []
+        return TaskResult(figures, samples, notes, num_tokens)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ftcli.data.leakage import words_of
 from ftcli.data.sources import Source
 from ftcli.errors import DataError
+from ftcli.evaluation.tasks.retrieve_index import Bm25
 from ftcli.spec import Spec
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ftcli.evaluation.tasks.task import Subject
+    from ftcli.models.tokenizer import Tokenizer
+
 Rows = Sequence[tuple[str, dict[str, Any]]]
+
+
+Choose = Literal["fixed", "first", "random", "nearest", "embedding"]
+Embed = Callable[[Sequence[str]], "NDArray[np.float32]"]
+"""Texts to ``(n, D)`` vectors of length 1."""
 
 
 class Shots(Spec):
@@ -25,27 +35,50 @@ class Shots(Spec):
     """How many."""
     source: Source | None = None
     """Where they come from; the default is the task's own rows, never the one that is asked."""
-    choose: Literal["fixed", "first", "random", "nearest"] = "fixed"
+    choose: Choose = "fixed"
     """`fixed` takes the first of a shuffle for all questions, so that they are computed once; `first` takes the first rows as they
     stand; `random` draws for every question;
-    `nearest` takes the most similar questions by BM25, the most similar last."""
+    `nearest` takes the most similar questions by BM25, the most similar last; `embedding` by the cosine of the mean of the model's own
+    last hidden states, which says little of a base model that was trained for nothing of the kind."""
     separator: str = "\n\n"
     """What stands between examples."""
     seed: int = Field(default=17, ge=0)
     """Of the shuffle and the draws."""
 
 
+def solved_text(prompt: str, reference: str, tokenizer: Tokenizer) -> str:
+    """A prompt with its answer, and with the end of the turn where the prompt is a chat: a turn left open teaches not to end it."""
+    end = tokenizer.end_of_turn if tokenizer.chat_template is not None else None
+    return prompt + reference + (end if end and end in prompt else "")
+
+
+def embedding_of(subject: Subject) -> Embed:
+    """The vectors of `choose: embedding`, by the model that is evaluated."""
+
+    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+        from ftcli.evaluation.tasks.retrieval import Embedder
+
+        return Embedder(subject, "mean").embed(texts, lambda done, total: None)
+
+    return embed
+
+
 def before_each(
-    shots: Shots | None, prompts: Sequence[str], solved: Sequence[str], solve: Callable[[Rows], tuple[list[str], list[str]]]
+    shots: Shots | None,
+    prompts: Sequence[str],
+    solved: Sequence[str],
+    solve: Callable[[Rows], tuple[list[str], list[str]]],
+    embed: Embed | None = None,
 ) -> list[str]:
     """What stands before each of `prompts`.
 
     Args:
         prompts, solved: of the task's own rows, without and with their answers.
         solve: makes both of the rows of another source.
+        embed: for `choose: embedding`.
 
     Raises:
-        DataError: there are too few rows to choose from.
+        DataError: there are too few rows to choose from, or the kind of task embeds nothing.
     """
     if shots is None:
         return [""] * len(prompts)
@@ -53,17 +86,30 @@ def before_each(
     pool_prompts, pool = (prompts, solved) if shots.source is None else solve(list(shots.source.rows()))
     if len(pool) - is_own < shots.count:
         raise DataError(f"{shots.count} examples are asked for, and there are {len(pool) - is_own} to choose from")
-    index = Bm25(pool_prompts) if shots.choose == "nearest" else None
+    ranked = _ranking(shots, prompts, pool_prompts, embed)
     return [
-        "".join(pool[place] + shots.separator for place in _places(shots, row, prompt, len(pool), is_own, index))
-        for row, prompt in enumerate(prompts)
+        "".join(pool[place] + shots.separator for place in _places(shots, row, len(pool), is_own, ranked)) for row in range(len(prompts))
     ]
 
 
-def _places(shots: Shots, row: int, prompt: str, size: int, is_own: bool, index: Bm25 | None) -> list[int]:
+def _ranking(shots: Shots, prompts: Sequence[str], pool: Sequence[str], embed: Embed | None) -> Callable[[int], list[int]] | None:
+    """For a prompt the places of the most similar questions of the pool, the best first; None where similarity does not count."""
+    if shots.choose == "nearest":
+        index = Bm25(pool)
+        return lambda row: index.nearest(prompts[row], shots.count + 1)
+    if shots.choose != "embedding":
+        return None
+    if embed is None:
+        raise DataError("`choose: embedding` is not for this kind of task", hint="choose: nearest")
+    theirs = embed(pool)
+    mine = theirs if pool is prompts else embed(prompts)
+    return lambda row: [int(place) for place in (-(theirs @ mine[row])).argsort(kind="stable")[: shots.count + 1]]
+
+
+def _places(shots: Shots, row: int, size: int, is_own: bool, ranked: Callable[[int], list[int]] | None) -> list[int]:
     """Places in the pool of the examples for one question."""
-    if index is not None:
-        nearest = [place for place in index.nearest(prompt, shots.count + 1) if not (is_own and place == row)]
+    if ranked is not None:
+        nearest = [place for place in ranked(row) if not (is_own and place == row)]
         return nearest[: shots.count][::-1]
     if shots.choose == "first":
         return [place for place in range(min(size, shots.count + 1)) if not (is_own and place == row)][: shots.count]
@@ -71,33 +117,3 @@ def _places(shots: Shots, row: int, prompt: str, size: int, is_own: bool, index:
     # One more than needed: where the question itself is drawn, the next takes its place.
     drawn = order.sample(range(size), min(size, shots.count + 1))
     return [place for place in drawn if not (is_own and place == row)][: shots.count]
-
-
-class Bm25:
-    """Texts ranked by the words they share with a query. Source: Robertson & Zaragoza 2009, section 3 (BM25), k1 = 1.2, b = 0.75."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.lengths: list[int] = []
-        self.places: dict[str, list[tuple[int, int]]] = {}
-        for place, text in enumerate(texts):
-            counts = Counter(words_of(text))
-            self.lengths.append(sum(counts.values()))
-            for word, count in counts.items():
-                self.places.setdefault(word, []).append((place, count))
-        self.mean_length = max(1.0, sum(self.lengths) / max(1, len(self.lengths)))
-
-    def nearest(self, query: str, count: int) -> list[int]:
-        """Places of the best texts, the best first; of equal ones the earlier, and earlier texts where nothing is shared.
-
-        Example:
-            >>> Bm25(["a cat sat", "a dog ran", "the cat and the dog"]).nearest("dog and cat", 2)
-            [2, 0]
-        """
-        scores = [0.0] * len(self.lengths)
-        for word in dict.fromkeys(words_of(query)):
-            found = self.places.get(word, ())
-            weight = math.log(1 + (len(self.lengths) - len(found) + 0.5) / (len(found) + 0.5))
-            for place, occurrences in found:
-                shrunk = 1.2 * (0.25 + 0.75 * self.lengths[place] / self.mean_length)
-                scores[place] += weight * occurrences * 2.2 / (occurrences + shrunk)
-        return sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:count]
