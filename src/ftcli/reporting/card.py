@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ftcli.files import write_text
+from ftcli.reporting.diagnosis.diagnose import diagnose
 from ftcli.reporting.found_run import FoundRun, base_name, read_run
 from ftcli.reporting.live import evaluation_table
+from ftcli.reporting.markdown import inline, table
 from ftcli.units import format_seconds
 
 CARD = "README.md"
@@ -28,38 +30,71 @@ def card_text(run: FoundRun) -> str:
     kind = "An adapter for" if run.artefact == "adapter" else "A fine-tuned copy of"
     results = [row.cells() for row in evaluation_table(run.before, run.after)]
     sections = [
-        ("Results", _table(["source", "measure", "before", "after", "change"], results)),
+        ("Results", table(["source", "measure", "before", "after", "change"], results)),
         ("How to load it", f"```python\n{loading_snippet(run)}```"),
+        ("Known faults", "\n".join(f"- {inline(finding.name)}: {inline(finding.sentence)}" for finding in diagnose(run).findings)),
         ("Training data", _data(run)),
-        ("Method and hyperparameters", _table(["setting", "value"], _settings(run))),
+        ("Method and hyperparameters", table(["setting", "value"], _settings(run))),
         ("Proofs", _proofs(run)),
-        ("Versions", _inline(", ".join(f"{name} {version}" for name, version in run.versions.items()))),
+        ("Versions", inline(", ".join(f"{name} {version}" for name, version in run.versions.items()))),
     ]
     body = "\n\n".join(f"## {title}\n\n{content}" for title, content in sections if content)
-    base = f"`{run.base}`" if _PLAIN.fullmatch(run.base) else _inline(run.base)
-    intro = f"{kind} {base}, trained with {_inline(run.method)} for {run.step} steps"
+    base = f"`{run.base}`" if _PLAIN.fullmatch(run.base) else inline(run.base)
+    intro = f"{kind} {base}, trained with {inline(run.method)} for {run.step} steps"
     intro += f" in {format_seconds(run.seconds)}" if run.seconds is not None else ""
-    return f"{_front_matter(run)}\n# {_inline(run.name)}\n\n{intro}.\n\n{body}\n"
+    return f"{_front_matter(run)}\n# {inline(run.name)}\n\n{intro}.\n\n{body}\n"
 
 
 def loading_snippet(run: FoundRun) -> str:
-    """Python that loads the result and answers once; it works in the run's folder."""
+    """Python that loads the result and asks it once; it works in the run's folder."""
     artefact = run.artefact or "model"
-    imports, lines = _load_adapter(run) if artefact == "adapter" else ([], ['model = AutoModelForCausalLM.from_pretrained("model")'])
-    has_template = (run.path / artefact / "chat_template.jinja").is_file()
+    if _mapping(run.recipe.get("method")).get("kind") == "features":
+        # A classifier of its own over the base's features: no other tool knows it.
+        lines = ["from pathlib import Path", "", "from ftcli.exporting.predict import predict_file", ""]
+        return "\n".join([*lines, 'print(predict_file(".", Path("rows.jsonl")))']) + "\n"
+    auto = "AutoModelForSequenceClassification" if _has_head(run) else "AutoModelForCausalLM"
+    imports, lines = _load_adapter(run, auto) if artefact == "adapter" else ([], [f'model = {auto}.from_pretrained("model")'])
+    lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{artefact}")')
+    if _has_head(run):
+        lines += ['inputs = tokenizer("A text.", return_tensors="pt")', "print(model(**inputs).logits)", *_label_line(run)]
+    else:
+        lines += _ask_once((run.path / artefact / "chat_template.jinja").is_file())
+    return "\n".join([*sorted(imports), f"from transformers import {auto}, AutoTokenizer", "", *lines]) + "\n"
+
+
+def _ask_once(has_template: bool) -> list[str]:
+    """Lines that generate one answer."""
+    asked = ['inputs = tokenizer("Once upon a time", return_tensors="pt")']
     if has_template:
-        lines += [
-            f'tokenizer = AutoTokenizer.from_pretrained("{artefact}")',
+        asked = [
             'messages = [{"role": "user", "content": "Hello"}]',
             'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
         ]
-    else:
-        lines += [f'tokenizer = AutoTokenizer.from_pretrained("{artefact}")', 'inputs = tokenizer("Once upon a time", return_tensors="pt")']
-    lines += ["output = model.generate(**inputs, max_new_tokens=100)", "print(tokenizer.decode(output[0]))"]
-    return "\n".join([*sorted(imports), "from transformers import AutoModelForCausalLM, AutoTokenizer", "", *lines]) + "\n"
+    return [*asked, "output = model.generate(**inputs, max_new_tokens=100)", "print(tokenizer.decode(output[0]))"]
 
 
-def _load_adapter(run: FoundRun) -> tuple[list[str], list[str]]:
+def _has_head(run: FoundRun) -> bool:
+    """Whether the result is a model with a classification head."""
+    objective = _mapping(run.recipe.get("objective"))
+    return objective.get("kind") == "classification" and objective.get("readout", "head") == "head"
+
+
+def _labels(run: FoundRun) -> list[str]:
+    labels = _mapping(run.recipe.get("objective")).get("labels")
+    return [str(label) for label in labels] if isinstance(labels, list) else []
+
+
+def _label_line(run: FoundRun) -> list[str]:
+    labels = _labels(run)
+    return [f"# in this order: {', '.join(labels)}".replace("\n", " ")] if 0 < len(labels) <= 20 else []
+
+
+def _members(run: FoundRun) -> list[str]:
+    """The folders of an ensemble's members; none of a single adapter."""
+    return sorted((path.name for path in (run.path / "adapter").glob("member-*")), key=lambda name: (len(name), name))
+
+
+def _load_adapter(run: FoundRun, auto: str) -> tuple[list[str], list[str]]:
     """(imports, lines) that load the base as it was in training, and put the adapter on it."""
     imports = ["from peft import PeftModel"]
     if run.method in ("adapter", "adamix"):
@@ -79,8 +114,13 @@ def _load_adapter(run: FoundRun) -> tuple[list[str], list[str]]:
     if quantization := _mapping(_mapping(run.recipe.get("method")).get("quantize")):
         imports += ["import torch", "from transformers import BitsAndBytesConfig"]
         arguments.append(f"quantization_config={_bits_and_bytes(quantization)}")
-    lines.append(f"base = AutoModelForCausalLM.from_pretrained({', '.join(arguments)})")
-    lines.append('model = PeftModel.from_pretrained(base, "adapter")')
+    if _has_head(run):
+        arguments.append(f"num_labels={max(1, len(_labels(run)))}")
+    lines.append(f"base = {auto}.from_pretrained({', '.join(arguments)})")
+    members = _members(run)
+    place = f"adapter/{members[0]}" if members else "adapter"
+    note = f"  # one of {len(members)} members; `ftcli generate` lets all of them vote" if members else ""
+    lines.append(f'model = PeftModel.from_pretrained(base, "{place}"){note}')
     return imports, lines
 
 
@@ -111,7 +151,9 @@ def _front_matter(run: FoundRun) -> str:
     if run.manifest.get("license"):
         metadata["license"] = str(run.manifest["license"])
     metadata["library_name"] = "peft" if run.artefact == "adapter" else "transformers"
-    metadata["pipeline_tag"] = "text-generation"
+    metadata["pipeline_tag"] = (
+        "text-classification" if _mapping(run.recipe.get("objective")).get("kind") == "classification" else "text-generation"
+    )
     method, objective = _mapping(run.recipe.get("method")).get("kind"), _mapping(run.recipe.get("objective")).get("kind")
     metadata["tags"] = ["ftcli", *(kind for kind in (method, objective) if isinstance(kind, str) and _PLAIN.fullmatch(kind))]
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n"
@@ -126,7 +168,7 @@ def _data(run: FoundRun) -> str:
         counts = [report.get(key) for key in ("num_examples", "num_tokens", "num_targets")]
         dropped = sum(count for count in _mapping(report.get("dropped")).values() if isinstance(count, int))
         rows.append([report.get("name", "-"), origins[index], report.get("format", "-"), *counts, dropped])
-    return _table(headings, rows)
+    return table(headings, rows)
 
 
 def _origin(entry: object) -> str:
@@ -169,20 +211,8 @@ def _proofs(run: FoundRun) -> str:
     lines = []
     for proof in run.proofs:
         mark = "passed" if proof.get("passed") else "**failed**"
-        lines.append(f"- {mark}: {_inline(proof.get('name', ''))} - {_inline(proof.get('detail', ''))}")
+        lines.append(f"- {mark}: {inline(proof.get('name', ''))} - {inline(proof.get('detail', ''))}")
     return "\n".join(lines)
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; empty without rows."""
-    lines = [f"| {' | '.join(_inline(cell) for cell in row)} |" for row in rows]
-    return "\n".join([f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}", *lines]) if lines else ""
-
-
-def _inline(value: object) -> str:
-    """Text that stays in its cell or line, and is no markup: `<`, `|`, `*` and their like are escaped."""
-    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def _is_hub_id(reference: str) -> bool:

@@ -6,51 +6,49 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from ftcli.evaluation.classification import PREFIX
+from ftcli.reporting.page import Block, Figure, Table
 
 MAX_ROWS = 20
 MAX_NAMED = 40
 MAX_COUNTED = 15
 
 
-def label_section(run_folder: Path) -> str:
-    """Tables and pictures of every evaluation source of a classifier, as HTML; empty where there is none."""
-    parts = []
+def label_blocks(run_folder: Path) -> list[Block]:
+    """Tables and pictures of every evaluation source of a classifier; none where there is none."""
+    blocks: list[Block] = []
     for path in sorted(run_folder.glob(f"{PREFIX}*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
-        parts.append(f"<h3>{escape(str(report['source']))}</h3>{_table(report)}<figure>{confusion_svg(report)}</figure>")
-    return "\n".join(parts)
+        alt = f"confusion matrix of {report['source']}: rows are the truth, columns what was predicted"
+        blocks += [_table(report), Figure(confusion_svg(report), alt)]
+    return blocks
 
 
-def _table(report: Mapping[str, Any]) -> str:
+def _table(report: Mapping[str, Any]) -> Table:
     rows = sorted(report["classes"], key=lambda row: (row["f1"], -row["support"], row["label"]))
-    body = "".join(
-        f"<tr><td>{escape(row['label'])}</td>"
-        + "".join(f"<td>{100 * row[name]:.1f} %</td>" for name in ("precision", "recall", "f1"))
-        + f"<td>{row['support']}</td></tr>"
+    cells = [
+        [row["label"], *(f"{100 * row[name]:.1f} %" for name in ("precision", "recall", "f1")), str(row["support"])]
         for row in rows[:MAX_ROWS]
-    )
+    ]
     title = f"the {MAX_ROWS} labels of lowest F1, of {len(rows)}" if len(rows) > MAX_ROWS else "label"
-    head = "".join(f"<th>{name}</th>" for name in (title, "precision", "recall", "F1", "examples"))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return Table(str(report["source"]), [title, "precision", "recall", "F1", "examples"], cells, numbers_from=1)
 
 
 def confusion_svg(report: Mapping[str, Any]) -> str:
     """How often each label (row) is taken for each other (column), as a share of the row; few labels are named and counted."""
     import matplotlib
     import numpy as np
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
     labels, counts = report["confusion"]["labels"], np.array(report["confusion"]["counts"], dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = min(10.0, 2.5 + 0.3 * min(len(labels), MAX_NAMED))
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "ftcli", "svg.fonttype": "none", "text.parse_math": False, "font.size": 8}):
-        figure = Figure(figsize=(size + 1, size), layout="constrained", facecolor="none")
+        figure = Canvas(figsize=(size + 1, size), layout="constrained", facecolor="none")
         axes = figure.add_subplot()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axes.set_xlabel("predicted")

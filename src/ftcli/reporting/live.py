@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BAR_AFTER_SECONDS = 2.0
 """Work that is done sooner gets no bar: it would only flicker."""
 _MEASURES = ("loss", "perplexity", "bits_per_byte")
-_NOT_METRICS = frozenset({*_MEASURES, "targets", "role", "loss_sum", "bytes", "num_bytes", "examples"})
+_NOT_METRICS = frozenset({*_MEASURES, "targets", "role", "loss_sum", "loss_error", "bytes", "num_bytes", "examples"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +228,13 @@ def shown_path(path: str | Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def next_commands(folder: str | Path, artefact: str | None, objective: str | None = None) -> list[tuple[str, str]]:
+def next_commands(folder: str | Path, artefact: str | None, objective: str | None = None, merges: bool = True) -> list[tuple[str, str]]:
     """(command, what it does): what one would try after a run.
 
     Args:
         artefact: `adapter` or `model`, what the run left in its folder.
         objective: its kind; a classifier does not answer with text.
+        merges: there are plain weights that compute what the adapter does.
     """
     run = shlex.quote(shown_path(folder))
     answers = [(f"ftcli chat {run}", "talk to it"), (f"ftcli generate {run} 'Once upon a time'", "answer one prompt")]
@@ -243,7 +244,7 @@ def next_commands(folder: str | Path, artefact: str | None, objective: str | Non
         *answers,
         (f"ftcli runs show {run}", "see proofs, data and losses again"),
     ]
-    if artefact == "adapter":
+    if artefact == "adapter" and merges:
         commands.append((f"ftcli merge {run}", "fold the adapter into plain weights"))
     return commands
 
@@ -367,7 +368,7 @@ class Reporter:
         if self.shows_next and summary.get("status") == "finished" and summary.get("folder"):
             self._print("")
             self._print("next:")
-            commands = next_commands(summary["folder"], summary.get("artefact"), summary.get("objective"))
+            commands = next_commands(summary["folder"], summary.get("artefact"), summary.get("objective"), summary.get("merges", True))
             width = max(len(command) for command, _ in commands)
             for command, purpose in commands:
                 self._print(f"  {command:<{width}}  # {purpose}")

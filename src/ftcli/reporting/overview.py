@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.errors import FtcliError
+from ftcli.reporting.diagnosis.diagnose import diagnose
 from ftcli.reporting.found_run import RESOLVED_RECIPE, FoundRun
 from ftcli.reporting.live import evaluation_table, format_measure, is_metric, plain_table
 from ftcli.units import format_bytes, format_count, format_seconds
@@ -84,6 +85,7 @@ def details_of(run: FoundRun) -> dict[str, Any]:
         "before": run.before,
         "after": run.after,
         "proofs": run.proofs,
+        "diagnosis": diagnose(run).to_json(),
         "data": run.data,
         "environment": run.environment,
         "files": dict(_files(run.path)),
@@ -106,6 +108,7 @@ def show_lines(run: FoundRun, now: float, blocks: str = BLOCKS) -> list[str]:
     lines += _block("loss", _loss_lines(run, blocks))
     rows = [row.cells() for row in evaluation_table(run.before, run.after)]
     lines += _block("evaluation", plain_table(["source", "measure", "before", "after", "change"], rows, left=(0, 1)) if rows else [])
+    lines += _block("diagnosis", diagnose(run).lines())
     lines += _block("data", _data_lines(run))
     proofs = [f"{'passed' if proof.get('passed') else 'FAILED'}  {proof.get('name')}: {proof.get('detail')}" for proof in run.proofs]
     lines += _block("proofs", proofs)

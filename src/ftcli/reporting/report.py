@@ -1,94 +1,67 @@
-"""report.html: one self-contained page that tells a run to someone who was not there.
+"""report.html and report.md: a run told to someone who was not there, verdict first.
 
-No script, no font and no picture is fetched from anywhere; everything that comes from data or recipe is escaped.
+The same sections make both; no script, font or picture is fetched from anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+import difflib
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ftcli.files import write_text
+from ftcli.reporting.curves import run_figures
+from ftcli.reporting.diagnosis.diagnose import RULES, Diagnosis, diagnose
 from ftcli.reporting.found_run import FoundRun, Sample, read_run
-from ftcli.reporting.labels import label_section
-from ftcli.reporting.live import EvaluationRow, evaluation_table, is_metric
-from ftcli.reporting.plot import inline_svg
-from ftcli.units import format_seconds
+from ftcli.reporting.labels import label_blocks
+from ftcli.reporting.live import EvaluationRow, evaluation_table, is_metric, shown_path
+from ftcli.reporting.markdown import markdown_text
+from ftcli.reporting.mixture import mixture_blocks
+from ftcli.reporting.page import Beside, Block, Code, Document, Folded, Items, Marked, Section, Table, Text, Tone, html_page
+from ftcli.reporting.rows_compared import PAIRED_HEADINGS, before_and_after, interval_of, paired, read_scores
+from ftcli.units import format_bytes, format_count, format_seconds
 
 MAX_SAMPLES = 8
-REPORT = "report.html"
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1f2328; --soft: #656d76; --line: #d8dee4; --paper: #ffffff; --panel: #f6f8fa;
-  --good: #1a7f37; --bad: #cf222e; --mark: #0072b2; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --line: #30363d; --paper: #0d1117;
-  --panel: #151b23; --good: #3fb950; --bad: #f85149; --mark: #58a6ff; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: 1.75rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 2.5rem 0 .75rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); }
-p.lead { font-size: 1.08rem; margin: .25rem 0 0; }
-.soft { color: var(--soft); }
-.state { display: inline-block; font-size: .8rem; font-weight: 600; padding: .1rem .6rem; border-radius: 1rem; border: 1px solid;
-  vertical-align: middle; }
-.good { color: var(--good); } .bad { color: var(--bad); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--soft); font-weight: 600; font-size: .85rem; }
-td.number, th.number { text-align: right; white-space: nowrap; }
-tr.same td { border-bottom-color: transparent; }
-pre, code { font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-pre { background: var(--panel); border: 1px solid var(--line); border-radius: .4rem; padding: .75rem 1rem; margin: .4rem 0;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-details > summary { cursor: pointer; color: var(--mark); }
-figure { margin: 0; } svg { width: 100%; height: auto; }
-.sample { border: 1px solid var(--line); border-radius: .4rem; padding: .25rem 1rem .75rem; margin: .75rem 0; }
-.sample h3 { font-size: .8rem; color: var(--soft); margin: .6rem 0 .1rem; font-weight: 600; }
-.sample pre { margin: 0; padding: .4rem .6rem; }
-@media (min-width: 45rem) { .columns { display: grid; grid-template-columns: repeat(3, 1fr); gap: 1rem; } }
-"""
+REPORT, REPORT_TEXT = "report.html", "report.md"
+_WORDS = re.compile(r"\w+|\s+|[^\w\s]")
+_ERRORS = 1.96
+"""Standard errors on each side of a loss that hold 95 %."""
 
 
 def write_report(run_folder: Path) -> None:
-    """Write report.html into a run folder, from what the folder holds; what is missing is left out of the page."""
-    write_text(run_folder / REPORT, report_page(read_run(run_folder)))
+    """Write report.html and report.md into a run folder, from what the folder holds; what is missing is left out."""
+    document = run_document(read_run(run_folder))
+    write_text(run_folder / REPORT, html_page(document))
+    write_text(run_folder / REPORT_TEXT, markdown_text(document))
 
 
 def report_page(run: FoundRun) -> str:
     """The page as text."""
-    rows = evaluation_table(run.before, run.after)
+    return html_page(run_document(run))
+
+
+def run_document(run: FoundRun) -> Document:
+    """Everything there is to say of one run."""
+    rows, diagnosis = evaluation_table(run.before, run.after), diagnose(run)
+    tones: dict[str, Tone] = {"finished": "good", "failed": "bad", "killed": "bad"}
     sections = [
-        ("Before and after", _evaluation(rows)),
-        ("Labels", label_section(run.path)),
-        ("Losses", f"<figure>{inline_svg(run.metrics.records)}</figure>" if run.metrics.records else ""),
-        ("Proofs", _proofs(run.proofs)),
-        ("Data", _data(run.data)),
-        ("Answers before and after", _samples(run.samples)),
-        ("Recipe", _details("the resolved recipe", f"<pre>{escape(run.recipe_text)}</pre>") if run.recipe_text else ""),
-        ("Environment", _environment(run)),
-        ("What could not be read", _list(run.damage)),
+        Section("Diagnosis", _diagnosis(diagnosis)),
+        Section("Before and after", _evaluation(run, rows)),
+        Section("Forgetting", _forgetting(rows)),
+        Section("Curves", run_figures(run)),
+        Section("Labels", label_blocks(run.path)),
+        Section("Answers before and after", _samples(run.samples)),
+        Section("Proofs", _proofs(run.proofs)),
+        Section("Data", [*_data(run.data, run.manifest), *mixture_blocks(run.manifest)]),
+        Section("What is learnt of a row", _masks(run.manifest.get("mask_samples"))),
+        Section("Cost", _cost(run)),
+        Section("Recipe, and how to do it again", _recipe(run)),
+        Section("Environment", _environment(run)),
+        Section("What could not be read", [Items(run.damage)] if run.damage else []),
     ]
-    body = "\n".join(f"<section><h2>{title}</h2>\n{content}</section>" for title, content in sections if content)
-    tone = {"finished": "good", "failed": "bad", "killed": "bad"}.get(run.state, "soft")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(run.name)} - ftcli</title>
-<style>{STYLE}</style>
-</head>
-<body><main>
-<h1>{escape(run.name)} <span class="state {tone}">{run.state}</span></h1>
-<p class="lead">{escape(headline(run, rows))}</p>
-{body}
-</main></body>
-</html>
-"""
+    return Document(run.name, run.state, tones.get(run.state, "soft"), [headline(run, rows), verdict(run, diagnosis)], sections)
 
 
 def headline(run: FoundRun, rows: Sequence[EvaluationRow]) -> str:
@@ -96,13 +69,23 @@ def headline(run: FoundRun, rows: Sequence[EvaluationRow]) -> str:
     trained = f"{run.method} on {run.base}, {run.step} steps"
     if run.seconds is not None:
         trained += f" in {format_seconds(run.seconds)}"
-    told = [row for row in rows if _is_headline(row)]
     results = []
-    for row in told:
+    for row in (row for row in rows if _is_headline(row)):
         source, measure, before, after, change = row.cells()
         moved = f"{before} to {after}" if row.before is not None else after
         results.append(f"{source} {measure} {moved}" + (f" ({change})" if change else ""))
     return trained + (": " + "; ".join(results) if results else "")
+
+
+def verdict(run: FoundRun, diagnosis: Diagnosis) -> str:
+    """Whether the proofs hold and what the diagnosis says, in one sentence or two."""
+    failed = [str(proof.get("name")) for proof in run.proofs if not proof.get("passed")]
+    proofs = (
+        f"Not proven: {', '.join(failed)}." if failed else f"All {len(run.proofs)} proofs passed." if run.proofs else "Nothing was proven."
+    )
+    if diagnosis.findings:
+        return f"{proofs} Diagnosis: {'; '.join(finding.name for finding in diagnosis.findings)}."
+    return f"{proofs} The diagnosis found nothing wrong."
 
 
 def _is_headline(row: EvaluationRow) -> bool:
@@ -112,33 +95,112 @@ def _is_headline(row: EvaluationRow) -> bool:
     return row.measure == ("bits_per_byte" if row.role == "retained" else "loss")
 
 
-def _evaluation(rows: Sequence[EvaluationRow]) -> str:
-    cells = [row.cells() for row in rows]
-    body = []
-    for index, (source, *rest) in enumerate(cells):
-        is_first = index == 0 or cells[index - 1][0] != source
-        is_last = index + 1 == len(cells) or cells[index + 1][0] != source
-        body.append(_row([source if is_first else "", *rest], numbers_from=2, kind="" if is_last else "same"))
-    return _table(["source", "measure", "before", "after", "change"], body, numbers_from=2)
+def _diagnosis(diagnosis: Diagnosis) -> list[Block]:
+    blocks: list[Block] = []
+    for finding in diagnosis.findings:
+        blocks += [Text(f"{finding.name}: {finding.sentence}."), Items([text for text in finding.evidence if text])]
+        blocks += [Text("To try next:", is_soft=True), Items(finding.advice)]
+    if not blocks:
+        looked = [name for name in RULES if name not in diagnosis.unjudged]
+        blocks.append(Text(f"Nothing found. Looked for: {', '.join(looked) or 'nothing'}."))
+    if diagnosis.unjudged:
+        told = [f"{name}: {why}" for name, why in diagnosis.unjudged.items()]
+        blocks.append(Folded(f"{len(told)} of {len(RULES)} rules could not judge", [Items(told)]))
+    return blocks
 
 
-def _proofs(proofs: Sequence[Mapping[str, Any]]) -> str:
-    body = []
-    for proof in proofs:
-        mark = '<td class="good">passed</td>' if proof.get("passed") else '<td class="bad"><strong>failed</strong></td>'
-        body.append(f"<tr>{mark}<td>{escape(str(proof.get('name', '')))}</td><td>{escape(str(proof.get('detail', '')))}</td></tr>")
-    return _table(["", "proof", "detail"], body)
+def _evaluation(run: FoundRun, rows: Sequence[EvaluationRow]) -> list[Block]:
+    blocks: list[Block] = []
+    begun, ended = before_and_after(read_scores(run.path))
+    cells = []
+    for row in rows:
+        source, measure, before, after, change = row.cells()
+        key = (row.source, row.measure)
+        cells.append([source, measure, before, after, change, _interval(run, row, ended.get(key))])
+    headings = ["source", "measure", "before", "after", "change", "after, 95 %"]
+    if cells:
+        blocks.append(Table("Measures of held-out data before and after training", headings, cells, numbers_from=2))
+    if compared := paired(begun, ended):
+        blocks.append(Table("After against before, the same rows", PAIRED_HEADINGS, [one.cells() for one in compared], numbers_from=3))
+    return blocks
 
 
-def _data(reports: Sequence[Mapping[str, Any]]) -> str:
+def _interval(run: FoundRun, row: EvaluationRow, scores: Mapping[str, float] | None) -> str:
+    """The interval of the value after training: of a loss from its standard error, of a metric from its rows."""
+    if row.measure == "loss" and row.after is not None:
+        error = run.after.get(row.source, {}).get("loss_error")
+        return f"{row.after - _ERRORS * error:.4f} to {row.after + _ERRORS * error:.4f}" if isinstance(error, float) and error > 0 else ""
+    if not scores or row.after is None:
+        return ""
+    found = interval_of(scores)
+    # A metric that is not the mean of its rows has no interval of that mean.
+    return f"{100 * found.low:.1f} to {100 * found.high:.1f} %" if abs(found.value - row.after) < 1e-6 else ""
+
+
+def _forgetting(rows: Sequence[EvaluationRow]) -> list[Block]:
+    kept = [row for row in rows if row.role == "retained" and row.before is not None and row.after is not None]
+    if not kept:
+        return []
+    return [
+        Table(
+            "What the model could do before, measured again",
+            ["source", "measure", "before", "after", "change"],
+            [row.cells() for row in kept],
+            numbers_from=2,
+        )
+    ]
+
+
+def _samples(samples: Sequence[Sample]) -> list[Block]:
+    if not samples:
+        return []
+    blocks: list[Block] = [Text("Marked is what is not in the reference.", is_soft=True)]
+    for sample in samples[:MAX_SAMPLES]:
+        columns = [Marked("reference", [(sample.reference, False)])]
+        for title, text in (("before", sample.before), ("after", sample.after)):
+            columns += [] if text is None else [Marked(title, marked_difference(sample.reference, text))]
+        blocks.append(Beside(f"{sample.source}: prompt", sample.prompt, columns))
+    return blocks
+
+
+def marked_difference(reference: str, text: str) -> list[tuple[str, bool]]:
+    """`text` in pieces, those that are not the reference's marked.
+
+    Example:
+        >>> marked_difference("two large teas", "two small teas")
+        [('two ', False), ('small', True), (' teas', False)]
+    """
+    ours, theirs = _WORDS.findall(text), _WORDS.findall(reference)
+    if len(ours) * len(theirs) > 4_000_000:
+        return [(text, text != reference)]
+    pieces: list[tuple[str, bool]] = []
+    for tag, _, _, start, end in difflib.SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes():
+        if start < end:
+            pieces.append(("".join(ours[start:end]), tag != "equal"))
+    return pieces
+
+
+def _proofs(proofs: Sequence[Mapping[str, Any]]) -> list[Block]:
+    marks: list[tuple[str, Tone]] = [("passed", "good") if proof.get("passed") else ("failed", "bad") for proof in proofs]
+    rows = [[str(proof.get("name", "")), str(proof.get("detail", ""))] for proof in proofs]
+    table = Table("What was computed to be sure", ["proof", "detail"], rows, marks=marks)
+    return [table, Text("`ftcli verify` replays them against what is there now.", is_soft=True)] if proofs else []
+
+
+def _data(reports: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> list[Block]:
     headings = ["source", "use", "format", "rows read", "dropped", "examples", "overlong", "tokens", "targets", "p50", "p95", "longest"]
-    body = [_row(data_cells(report), numbers_from=3) for report in reports]
+    blocks: list[Block] = []
+    if reports:
+        blocks.append(Table("From rows to targets", headings, [data_cells(report) for report in reports], numbers_from=3))
     ends = [
-        _row([str(report.get("name", "")), repr(report.get("first_target")), repr(report.get("last_target"))])
+        [str(report.get("name", "")), repr(report.get("first_target")), repr(report.get("last_target"))]
         for report in reports
         if report.get("first_target") is not None
     ]
-    return _table(headings, body, numbers_from=3) + _table(["source", "first target", "last target"], ends)
+    if ends:
+        blocks.append(Table("First and last target of the first example", ["source", "first target", "last target"], ends))
+    notes = manifest.get("notes")
+    return [*blocks, Items([str(note) for note in notes])] if isinstance(notes, list) and notes else blocks
 
 
 def data_cells(report: Mapping[str, Any]) -> list[str]:
@@ -150,49 +212,65 @@ def data_cells(report: Mapping[str, Any]) -> list[str]:
     return [*names, _count(report.get("rows_read")), reasons, *(_count(report.get(key)) for key in keys)]
 
 
-def _samples(samples: Sequence[Sample]) -> str:
-    shown = []
-    for sample in samples[:MAX_SAMPLES]:
-        answers = [("reference", sample.reference), ("before", sample.before), ("after", sample.after)]
-        columns = "".join(f"<div><h3>{title}</h3><pre>{escape(text)}</pre></div>" for title, text in answers if text is not None)
-        prompt = f"<h3>{escape(sample.source)}: prompt</h3><pre>{escape(sample.prompt)}</pre>"
-        shown.append(f'<div class="sample">{prompt}<div class="columns">{columns}</div></div>')
-    return "".join(shown)
+def _masks(samples: object) -> list[Block]:
+    blocks: list[Block] = []
+    for sample in samples if isinstance(samples, list) else []:
+        pieces = sample.get("pieces") if isinstance(sample, Mapping) else None
+        if isinstance(pieces, list):
+            kept = [(str(piece[0]), bool(piece[1])) for piece in pieces if isinstance(piece, list) and len(piece) == 2]
+            blocks.append(Marked(f"{sample.get('source')}: {sample.get('where')}", kept))
+    return [Text("Marked is what is learnt; the rest is context.", is_soft=True), Folded("rows with their masks", blocks)] if blocks else []
 
 
-def _environment(run: FoundRun) -> str:
+def _cost(run: FoundRun) -> list[Block]:
+    trains = run.metrics.of_kind("train")
+    last = trains[-1] if trains else {}
+    memory, parameters = _mapping(run.manifest.get("peak_memory_bytes")), _mapping(run.manifest.get("parameters"))
+    artefact = run.path / run.artefact if run.artefact else None
+    size = sum(path.stat().st_size for path in artefact.rglob("*") if path.is_file()) if artefact is not None else None
+    trainable, total = parameters.get("trainable"), parameters.get("total")
+    facts = {
+        "time in steps": format_seconds(run.seconds) if run.seconds is not None else None,
+        "time in all": _seconds(run.manifest.get("total_seconds")),
+        "tokens seen": _count(last.get("tokens")) if last.get("tokens") else None,
+        "targets seen": _count(last.get("targets")) if last.get("targets") else None,
+        "most memory of the process": _bytes(memory.get("process")),
+        "most memory of the accelerator": _bytes(memory.get("accelerator")),
+        "numbers that train": f"{format_count(trainable)} of {format_count(total)}"
+        if isinstance(trainable, int) and isinstance(total, int)
+        else None,
+        f"size of {run.artefact}": _bytes(size),
+    }
+    rows = [[name, value] for name, value in facts.items() if value is not None]
+    return [Table("What it took", ["what", "how much"], rows, numbers_from=1)] if rows else []
+
+
+def _recipe(run: FoundRun) -> list[Block]:
+    if not run.recipe_text:
+        return []
+    path = shown_path(run.path)
+    again = "ftcli train recipe.resolved.yaml --set name=again --set output=again"
+    lines = [f"{again}  # in {path}: the same versions, data and seed give the same weights", f"ftcli verify {path}"]
+    return [Code("\n".join(lines)), Code(run.recipe_text, "the resolved recipe")]
+
+
+def _environment(run: FoundRun) -> list[Block]:
     facts: dict[str, Any] = {key: value for key, value in run.environment.items() if key != "versions"}
     facts |= {key: run.manifest.get(key) for key in ("seed", "lr", "best_step")}
     for group in ("parameters", "layout", "hashes"):
         facts |= {f"{group}: {key}": value for key, value in _mapping(run.manifest.get(group)).items()}
     facts |= {f"version of {name}": version for name, version in run.versions.items()}
-    body = [_row([key.replace("_", " "), str(value)]) for key, value in facts.items() if value is not None]
-    return _details("versions, device, hashes", _table(["", ""], body)) if body else ""
+    rows = [[key.replace("_", " "), str(value)] for key, value in facts.items() if value is not None]
+    table = Table("Versions, device and hashes", ["what", "value"], rows)
+    return [Folded("versions, device, hashes", [table])] if rows else []
 
 
-def _table(headings: Sequence[str], body: Sequence[str], numbers_from: int = 99) -> str:
-    if not body:
-        return ""
-    head = "".join(f"<th{_number_class(index, numbers_from)}>{escape(text)}</th>" for index, text in enumerate(headings))
-    header = f"<thead><tr>{head}</tr></thead>" if any(headings) else ""
-    return f'<div class="scroll"><table>{header}<tbody>{"".join(body)}</tbody></table></div>'
+def _seconds(value: object) -> str | None:
+    return format_seconds(value) if isinstance(value, int | float) else None
 
 
-def _row(cells: Iterable[str], numbers_from: int = 99, kind: str = "") -> str:
-    inner = "".join(f"<td{_number_class(index, numbers_from)}>{escape(text)}</td>" for index, text in enumerate(cells))
-    return f'<tr class="{kind}">{inner}</tr>' if kind else f"<tr>{inner}</tr>"
-
-
-def _number_class(index: int, numbers_from: int) -> str:
-    return ' class="number"' if index >= numbers_from else ""
-
-
-def _details(summary: str, content: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+def _bytes(value: object) -> str | None:
+    return format_bytes(value) if isinstance(value, int | float) else None
 
 
 def _count(value: object) -> str:
