@@ -130,7 +130,7 @@ class Place:
 
     def outcome(self) -> tuple[bytes, list[dict[str, Any]]]:
         """The weights' bytes, and the metrics without their times."""
-        times = {"seconds", "target_tokens_per_second"}
+        times = {"seconds", "target_tokens_per_second", "memory_bytes"}
         records = [json.loads(line) for line in (self.output / "metrics.jsonl").read_text().splitlines()]
         weights = (self.output / "model" / "model.safetensors").read_bytes()
         return weights, [{key: value for key, value in record.items() if key not in times} for record in records]

@@ -3,9 +3,10 @@
     python scripts/bench/eval_vs_lm_eval.py --peer-python PEER/bin/python --shared ../shared [--rows 120] [--rounds 3]
 
 PEER is an environment of its own with `lm_eval==0.4.13` and this project's torch and transformers. The model is a random Llama of
-26 M parameters, made here; the tasks are made from gsm8k: four-choice questions, zero-shot and with five fixed shots, and bits per
-byte of the solutions. Each measurement is a process of its own, the two sides taking turns; seconds are those of the evaluation,
-without imports and loading. Accuracies must agree to the item and log-likelihoods to 1e-4 relative to their size.
+26 M parameters, made here; the tasks are made from gsm8k: four-choice questions, zero-shot and with five fixed shots, bits per byte
+of the solutions, and 32 greedy tokens after each question. Each measurement is a process of its own, the two sides taking turns;
+seconds are those of the evaluation, without imports and loading. Accuracies and answers must agree to the item, and
+log-likelihoods to 1e-4 relative to their size.
 """
 
 from __future__ import annotations
@@ -45,6 +46,27 @@ doc_to_target: answer
 num_fewshot: {count}
 metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 """
+TEXTS = """task: texts
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list: [{{metric: bits_per_byte}}]
+"""
+ANSWERS = """task: answers
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}\\nAnswer:"
+doc_to_target: "{{{{text}}}}"
+generation_kwargs: {{until: ["###"], max_gen_toks: {most}, do_sample: false}}
+metric_list: [{{metric: exact_match}}]
+"""
+MAX_NEW_TOKENS = 32
+TASKS = {"zero-shot choices": "quiz0", "5-shot choices": "quiz5", "texts": "texts", "answers": "answers"}
 
 
 def make_inputs(folder: Path, shared: Path, rows: int) -> None:
@@ -67,36 +89,63 @@ def make_inputs(folder: Path, shared: Path, rows: int) -> None:
         others = [chats[other][1] for other in generator.sample([i for i in range(len(chats)) if i != place], NUM_CHOICES - 1)]
         answer = generator.randrange(NUM_CHOICES)
         choices = [text[:160].strip() for text in (*others[:answer], solution, *others[answer:])]
-        questions.append({"question": question.strip(), "choices": choices, "answer": answer})
+        questions.append({"question": question.strip(), "choices": choices, "answer": answer, "text": solution.strip()})
     for name, part in (("rows", questions[:rows]), ("shots", questions[rows:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
     (folder / "tasks").mkdir()
     for count in (0, NUM_SHOTS):
         text = TASK.format(name=f"quiz{count}", rows=folder / "rows.jsonl", shots=folder / "shots.jsonl", count=count)
         (folder / "tasks" / f"quiz{count}.yaml").write_text(text)
+    (folder / "tasks" / "texts.yaml").write_text(TEXTS.format(rows=folder / "rows.jsonl"))
+    (folder / "tasks" / "answers.yaml").write_text(ANSWERS.format(rows=folder / "rows.jsonl", most=MAX_NEW_TOKENS))
 
 
-def run_ftcli(folder: Path, count: int) -> dict[str, Any]:
+def own_task(folder: Path, name: str) -> Any:
+    """The task as a recipe of ftcli says it."""
+    from pydantic import TypeAdapter
+
+    from ftcli.evaluation.tasks import Task
+
+    document: dict[str, Any] = {"name": name, "source": {"kind": "file", "path": str(folder / "rows.jsonl")}}
+    if name.startswith("quiz"):
+        document |= {"kind": "multiple-choice"}
+        if name == f"quiz{NUM_SHOTS}":
+            document["shots"] = {"count": NUM_SHOTS, "source": {"kind": "file", "path": str(folder / "shots.jsonl")}, "choose": "first"}
+    elif name == "texts":
+        document |= {"kind": "language-modelling", "window": 2048}
+    else:
+        columns = {"kind": "completion", "prompt": "asked", "completion": "text"}
+        document |= {"kind": "generation", "format": columns, "metrics": [{"kind": "exact-match"}], "max_new_tokens": MAX_NEW_TOKENS}
+        rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+        asked = [{**row, "asked": f"{row['question']}\nAnswer:"} for row in rows]
+        (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+        document |= {"source": {"kind": "file", "path": str(folder / "asked.jsonl")}, "stop": ["###"]}
+    return TypeAdapter(Task).validate_json(json.dumps(document))
+
+
+def run_ftcli(folder: Path, name: str) -> dict[str, Any]:
     from ftcli.evaluation.evaluate import open_subject
-    from ftcli.evaluation.tasks.multiple_choice import MultipleChoice
 
     _, subject = open_subject(str(folder / "model"), "cpu")
-    document: dict[str, Any] = {"name": "quiz", "kind": "multiple-choice", "source": {"kind": "file", "path": str(folder / "rows.jsonl")}}
-    if count:
-        document["shots"] = {"count": count, "source": {"kind": "file", "path": str(folder / "shots.jsonl")}, "choose": "first"}
-    task = MultipleChoice.model_validate_json(json.dumps(document))
+    task = own_task(folder, name)
     began = time.perf_counter()
     result = task.measure(subject)
     seconds = time.perf_counter() - began
+    if name == "answers":
+        return {"seconds": seconds, "items": [row["answer"] for row in result.rows], "log_likelihoods": []}
+    if name == "texts":
+        loss = result.figures["loss"]
+        nats = [[-float(value * weight)] for value, weight in zip(loss.values, loss.weights, strict=True)]
+        return {"seconds": seconds, "items": [], "log_likelihoods": nats, "total": result.figures["bits_per_byte"].interval.value}
+    by_character = result.figures["accuracy_by_character"].values.tolist()
     return {
         "seconds": seconds,
-        "correct": [row["accuracy"] for row in result.rows],
-        "correct_norm": result.figures["accuracy_by_character"].values.tolist(),  # type: ignore[union-attr]
+        "items": [list(both) for both in zip((row["accuracy"] for row in result.rows), by_character, strict=True)],
         "log_likelihoods": [row["log_likelihoods"] for row in result.rows],
     }
 
 
-def run_lm_eval(folder: Path, count: int) -> dict[str, Any]:
+def run_lm_eval(folder: Path, name: str) -> dict[str, Any]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -106,22 +155,22 @@ def run_lm_eval(folder: Path, count: int) -> dict[str, Any]:
     peer = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder / "model"), batch_size=8, max_length=2048, device="cpu")
     tasks = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
     began = time.perf_counter()
-    result = lm_eval.simple_evaluate(model=peer, tasks=[f"quiz{count}"], task_manager=tasks, bootstrap_iters=0, log_samples=True)
+    result = lm_eval.simple_evaluate(model=peer, tasks=[name], task_manager=tasks, bootstrap_iters=0, log_samples=True)
     seconds = time.perf_counter() - began
-    samples = sorted(result["samples"][f"quiz{count}"], key=lambda sample: sample["doc_id"])
-    return {
-        "seconds": seconds,
-        "correct": [float(sample["acc"]) for sample in samples],
-        "correct_norm": [float(sample["acc_norm"]) for sample in samples],
-        "log_likelihoods": [
-            [float(one[0][0] if isinstance(one[0], list | tuple) else one[0]) for one in sample["resps"]] for sample in samples
-        ],
-    }
+    samples = sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
+    responses = [[one[0] if isinstance(one, list) else one for one in sample["resps"]] for sample in samples]
+    if name == "answers":
+        return {"seconds": seconds, "items": [str(first) for first, *_ in responses], "log_likelihoods": []}
+    numbers = [[float(one[0] if isinstance(one, list | tuple) else one) for one in found] for found in responses]
+    if name == "texts":
+        return {"seconds": seconds, "items": [], "log_likelihoods": numbers, "total": result["results"][name]["bits_per_byte,none"]}
+    items = [[float(sample["acc"]), float(sample["acc_norm"])] for sample in samples]
+    return {"seconds": seconds, "items": items, "log_likelihoods": numbers}
 
 
-def measure(python: str, side: str, folder: Path, count: int) -> dict[str, Any]:
+def measure(python: str, side: str, folder: Path, name: str) -> dict[str, Any]:
     """One side in a process of its own."""
-    command = [python, __file__, "--worker", side, "--folder", str(folder), "--shots", str(count)]
+    command = [python, __file__, "--worker", side, "--folder", str(folder), "--task", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
@@ -130,29 +179,28 @@ def measure(python: str, side: str, folder: Path, count: int) -> dict[str, Any]:
     return found
 
 
-def compare(python: str, folder: Path, count: int, rounds: int) -> str:
+def compare(python: str, folder: Path, title: str, rounds: int) -> str:
     """A row of the table."""
     ours, theirs = [], []
     for _ in range(rounds):
-        ours.append(measure(sys.executable, "ftcli", folder, count))
-        theirs.append(measure(python, "lm-eval", folder, count))
+        ours.append(measure(sys.executable, "ftcli", folder, TASKS[title]))
+        theirs.append(measure(python, "lm-eval", folder, TASKS[title]))
     pairs = [
         (mine, other)
         for first, second in zip(ours[0]["log_likelihoods"], theirs[0]["log_likelihoods"], strict=True)
         for mine, other in zip(first, second, strict=True)
     ]
-    difference = max(abs(mine - other) for mine, other in pairs)
-    relative = max(abs(mine - other) / max(1.0, abs(other)) for mine, other in pairs)
-    same = sum(a == b for a, b in zip(ours[0]["correct"], theirs[0]["correct"], strict=True))
-    same_norm = sum(a == b for a, b in zip(ours[0]["correct_norm"], theirs[0]["correct_norm"], strict=True))
+    difference = max((abs(mine - other) for mine, other in pairs), default=0.0)
+    relative = max((abs(mine - other) / max(1.0, abs(other)) for mine, other in pairs), default=0.0)
+    same = sum(a == b for a, b in zip(ours[0]["items"], theirs[0]["items"], strict=True))
+    equal = f"{same}/{len(ours[0]['items'])}" if ours[0]["items"] else f"{ours[0]['total']:.6f}, {theirs[0]['total']:.6f} bits a byte"
     ratios = [other["seconds"] / mine["seconds"] for mine, other in zip(ours, theirs, strict=True)]
     memory = [other["peak_bytes"] / mine["peak_bytes"] for mine, other in zip(ours, theirs, strict=True)]
     seconds = [statistics.median(one["seconds"] for one in side) for side in (ours, theirs)]
     peaks = [statistics.median(one["peak_bytes"] for one in side) / 2**30 for side in (ours, theirs)]
     return (
-        f"| {count}-shot | {seconds[0]:.1f} | {seconds[1]:.1f} | {statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f}) | "
-        f"{peaks[0]:.2f} | {peaks[1]:.2f} | {statistics.median(memory):.1f} | {same}/{len(ours[0]['correct'])}, {same_norm} | "
-        f"{difference:.1e}, {relative:.1e} |"
+        f"| {title} | {seconds[0]:.1f} | {seconds[1]:.1f} | {statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f}) | "
+        f"{peaks[0]:.2f} | {peaks[1]:.2f} | {statistics.median(memory):.1f} | {equal} | {difference:.1e}, {relative:.1e} |"
     )
 
 
@@ -164,10 +212,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--worker")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--shots", type=int)
+    parser.add_argument("--task", help="of a worker; or what to compare alone, such as `texts`")
     options = parser.parse_args()
     if options.worker:
-        found = (run_ftcli if options.worker == "ftcli" else run_lm_eval)(options.folder, options.shots)
+        found = (run_ftcli if options.worker == "ftcli" else run_lm_eval)(options.folder, options.task)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print("RESULT " + json.dumps({**found, "peak_bytes": peak}), flush=True)
         return
@@ -176,8 +224,9 @@ def main() -> None:
         make_inputs(folder, options.shared.resolve(), options.rows)
         print("| task | ftcli s | lm-eval s | times faster | ftcli GiB | lm-eval GiB | times less | items equal | log-likelihoods |")
         print("|---|--:|--:|--:|--:|--:|--:|--:|--:|", flush=True)
-        for count in (0, NUM_SHOTS):
-            print(compare(options.peer_python, folder, count, options.rounds), flush=True)
+        for title, name in TASKS.items():
+            if options.task in (None, name):
+                print(compare(options.peer_python, folder, title, options.rounds), flush=True)
 
 
 if __name__ == "__main__":

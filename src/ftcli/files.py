@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,17 @@ def write_text(path: Path, text: str) -> None:
     with said_when_disk_is_full(path):
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Write a file line by line in one move; each line brings its own end."""
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    with said_when_disk_is_full(path):
+        with partial.open("wb") as file:
+            file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -118,6 +129,17 @@ def disk_full(path: Path) -> RunError:
     return RunError(
         f"the disk is full: `{path.name}` could not be written to {path.parent}", hint="free some space and go on with --resume"
     )
+
+
+def file_hashes(folder: Path, left_out: Collection[str] = ()) -> dict[str, str]:
+    """SHA-256 of every file under `folder` by its path in it; hidden ones, and those named in `left_out`, are passed over."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path: path.relative_to(folder) for path in files}
+    return {
+        name.as_posix(): sha256_of(path)
+        for path, name in names.items()
+        if name.as_posix() not in left_out and not any(part.startswith(".") for part in name.parts)
+    }
 
 
 def sha256_of(path: Path) -> str:

@@ -290,6 +290,23 @@ def test_the_snippet_loads_a_quantised_base_as_it_was(run: Path, quantize: str, 
     assert expected is None or expected in snippet
 
 
+def test_the_snippet_of_an_ensemble_loads_a_member_and_that_of_a_classifier_its_head(run: Path) -> None:
+    (run / "adapter" / "adapter_config.json").unlink()
+    for member in ("member-0", "member-1"):
+        (run / "adapter" / member).mkdir()
+        (run / "adapter" / member / "adapter_config.json").write_text("{}")
+    snippet = loading_snippet(read_run(run))
+    compile(snippet, "snippet", "exec")
+    assert 'from_pretrained(base, "adapter/member-0")  # one of 2 members' in snippet
+    recipe = (run / "recipe.resolved.yaml").read_text() + "objective: {kind: classification, readout: head, labels: [a, b, c]}\n"
+    (run / "recipe.resolved.yaml").write_text(recipe)
+    snippet = loading_snippet(read_run(run))
+    compile(snippet, "snippet", "exec")
+    assert "AutoModelForSequenceClassification.from_pretrained(" in snippet
+    assert "num_labels=3" in snippet
+    assert "pipeline_tag: text-classification" in card_text(read_run(run))
+
+
 def test_the_snippet_of_a_whole_model_runs(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     (run / "adapter" / "adapter_config.json").unlink()
     write_tiny_chat_model(run / "model")

@@ -304,5 +304,5 @@ def outcome(folder: Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
     assert files
     weights = {name: tensor.numpy().tobytes() for path in files for name, tensor in load_file(path).items()}
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    times = {"seconds", "target_tokens_per_second"}
+    times = {"seconds", "target_tokens_per_second", "memory_bytes"}
     return weights, [{key: value for key, value in record.items() if key not in times} for record in records]

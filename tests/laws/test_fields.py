@@ -29,6 +29,7 @@ from ftcli.data.formats.text import Text
 from ftcli.data.mixtures import Mixture
 from ftcli.data.mixtures.balanced import Balanced
 from ftcli.data.mixtures.passes import Passes
+from ftcli.data.mixtures.replay import Replay, ShareSchedule
 from ftcli.data.mixtures.shares import Shares
 from ftcli.data.order import Order
 from ftcli.data.prepare import Prepared, look, prepare
@@ -37,6 +38,7 @@ from ftcli.data.sources import Source
 from ftcli.data.sources.builtin import Builtin
 from ftcli.data.sources.file import File
 from ftcli.data.sources.hub import Hub
+from ftcli.data.sources.own_text import OwnText
 from ftcli.errors import FtcliError
 from ftcli.evaluation.answers import read_questions, score_answers
 from ftcli.methods import Method
@@ -60,16 +62,33 @@ from ftcli.methods.prefix import Prefix
 from ftcli.methods.prompt import Prompt
 from ftcli.methods.qlora import Qlora
 from ftcli.metrics import Metric
+from ftcli.metrics.bleu import Bleu
+from ftcli.metrics.chrf import Chrf
 from ftcli.metrics.exact_match import ExactMatch
 from ftcli.metrics.json_match import JsonMatch
+from ftcli.metrics.json_valid import JsonValid
 from ftcli.metrics.number_match import NumberMatch
-from ftcli.models.load import load_config
+from ftcli.metrics.regex_match import RegexMatch
+from ftcli.metrics.rouge import Rouge
+from ftcli.metrics.token_f1 import TokenF1
+from ftcli.models.add_tokens import AddTokens
+from ftcli.models.grow import Grow
+from ftcli.models.grow.blocks import GrowBlocks
+from ftcli.models.grow.depth import GrowDepth
+from ftcli.models.grow.experts import GrowExperts
+from ftcli.models.grow.width import GrowWidth
+from ftcli.models.load import load_config, load_model
 from ftcli.models.quantisation import Quantization
+from ftcli.models.rope import Rope, RopeDynamic, RopeLinear, RopeLlama3, RopeYarn
 from ftcli.models.settings import Init, Model
 from ftcli.models.tokenizer import Tokenizer, load_tokenizer
 from ftcli.objectives import Objective
 from ftcli.objectives.causal_lm import CausalLM
 from ftcli.objectives.classification import Classification, OutOfScope
+from ftcli.objectives.regularize import Regularizer
+from ftcli.objectives.regularize.ewc import EWC, FisherRows
+from ftcli.objectives.regularize.kl import KL, TopK
+from ftcli.objectives.regularize.l2_sp import L2SP
 from ftcli.optim.optimizers import Optimizer
 from ftcli.optim.optimizers.adafactor import Adafactor
 from ftcli.optim.optimizers.adamw import AdamW
@@ -82,20 +101,24 @@ from ftcli.optim.optimizers.sgd import SGD
 from ftcli.optim.schedules import Schedule
 from ftcli.optim.schedules.constant import Constant
 from ftcli.optim.schedules.cosine import Cosine
+from ftcli.optim.schedules.infinite import Infinite
 from ftcli.optim.schedules.linear import Linear
+from ftcli.optim.schedules.rewarm import Rewarm
 from ftcli.optim.schedules.wsd import WSD
 from ftcli.recipe.init_from import InitFrom
 from ftcli.recipe.load import load_recipe
 from ftcli.recipe.recipe import Recipe
 from ftcli.recipe.train import EarlyStopping, Every, Train
 from ftcli.reporting.live import Reporter
-from ftcli.training.assemble import assemble_data, assemble_learner, assemble_model, cache_folder, load_base, make_accelerator
+from ftcli.training.assemble import assemble_data, assemble_learner, assemble_model, cache_folder, load_base, make_accelerator, settled
 from ftcli.training.hooks import Evaluate, Metrics
 from ftcli.training.loop import Progress
+from ftcli.training.own_text import write_own_text
 from ftcli.training.run import run_folder, run_recipe
 from ftcli.training.step import optimizer_step
 from tests.laws.classification_fields import called_outside, fitted, fitted_mlp, held_out, posed, scored
 from tests.laws.registered import Bench, make_bench, union_members
+from tests.laws.regularize_fields import held, held_by_cache, held_by_rows, pulled_head
 from tests.tiny_chat_model import write_tiny_chat_model
 
 STEPS = 20
@@ -146,17 +169,23 @@ def factors(world: World, schedule: Any) -> list[float]:
 
 ANSWERS = (("Yes", " yes "), ("yes ", "yes"), ('{"a": 1, "b": 2}', '{"b": 2, "a": 1}'), ('{"a": 1, "b": 3}', '{"b": 2, "a": 1}'))
 NUMBERS = (("so #### 7 of 9", "#### 7"), ("it is 7.2", "7"), ("it is 7", "7.0"))
+SENTENCES = (("Answer: The dogs ran", "Dogs, ran"), ("a tall (DOG) runs home today", "a tall (dog) run home today."))
 
 
 def scores(world: World, metric: Any) -> list[float]:
     """Of answers that differ from their references in case, spaces, order, value."""
-    return [metric.score(answer, reference) for answer, reference in (*ANSWERS, *NUMBERS)]
+    return [metric.score(answer, reference) for answer, reference in (*ANSWERS, *NUMBERS, *SENTENCES)]
 
 
 def order_of(world: World, mixture: Any) -> Any:
     """The examples of an epoch's first four steps over a small source of long examples and a large one of short ones."""
-    order = Order([5, 40], [90.0, 10.0], [1.0, 0.5], mixture, global_batch_size=8, steps=4, seed=1)
+    order = Order([5, 40], [90.0, 10.0], [1.0, 0.5], mixture, roles=["new", "replay"], global_batch_size=8, steps=4, seed=1)
     return [order.examples_at(step) for step in range(1, 5)], order.examples_per_epoch
+
+
+def replayed(world: World, schedule: ShareSchedule) -> Any:
+    """The examples of a run with this schedule."""
+    return order_of(world, Replay(share_of_new=schedule))
 
 
 def judged(world: World, settings: EarlyStopping) -> Any:
@@ -233,7 +262,14 @@ def rows(world: World, source: Any) -> Any:
         source = source.model_copy(update={"path": str(world.folder / Path(source.path).name)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "load_dataset", load_dataset)
-        return [row for _, row in itertools.islice(source.rows(), 3)], asked
+        return said_or(lambda: [row for _, row in itertools.islice(source.rows(), 3)]), asked
+
+
+def written(world: World, settings: OwnText) -> str:
+    """What a small random model writes itself."""
+    path = world.folder / "own.jsonl"
+    write_own_text(world.model(), world.tokenizer, settings, path, None)
+    return path.read_text()
 
 
 def said_or(act: Callable[[], Any]) -> Any:
@@ -391,6 +427,42 @@ def with_code(world: World, model: Model) -> Any:
         return said_or(lambda: type(load_config(model.model_copy(update={"base": str(folder)}))).__name__)
 
 
+def grown(world: World, growth: Any) -> Any:
+    """The weights of the embedded model, grown."""
+    found = load_model(Model(base="builtin:tiny", grow=growth), world.tokenizer, seed=1)
+    return [(name, hash(tensor.numpy().tobytes())) for name, tensor in found.state_dict().items()], found.config.to_dict()
+
+
+def learning_grown(world: World, method: Freeze) -> Any:
+    """What trains of a grown model, and the losses."""
+    model = world.bench.recipe.model.model_copy(update={"grow": GrowBlocks(num_blocks=1)})
+    return learning(replace(world, bench=replace(world.bench, recipe=world.bench.recipe.model_copy(update={"model": model}))), method)
+
+
+def with_new_tokens(world: World, settings: AddTokens) -> Any:
+    """The tokens of a run, the rows they begin with, and what trains beside an adapter, or why there are none."""
+    for name in ("boats", "clocks"):
+        (world.folder / f"{name}.txt").write_text(f"green {name}\n {name}\n")
+    if settings.file is not None:
+        settings = settings.model_copy(update={"file": str(world.folder / Path(settings.file).name)})
+
+    def made() -> Any:
+        model = Model(base="builtin:tiny", add_tokens=settings)
+        recipe = world.bench.recipe.model_copy(update={"model": model, "method": Lora(rank=2, target_modules=("q_proj",))})
+        data = assemble_data(recipe, None)
+        module = assemble_model(settled(recipe, data), data, make_accelerator(recipe, None)).module
+        rows = module.get_input_embeddings().weight[3072:]
+        trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        return [data.tokenizer.decode([token]) for token in range(3072, 3072 + len(rows))], rows.tolist(), trained
+
+    return said_or(made)
+
+
+def positions(world: World, rope: Any) -> Any:
+    """The configuration with scaled positions."""
+    return config(world, Model(base="builtin:tiny", rope=rope))
+
+
 # ---- observables: training -------------------------------------------------------------------------------------------------
 
 
@@ -454,6 +526,25 @@ def begun(world: World, init_from: InitFrom) -> Any:
     )
     module = assemble_model(recipe, world.bench.data, make_accelerator(recipe, None)).module
     return {name: parameter.detach().numpy().tobytes() for name, parameter in trained_parameters(module)}
+
+
+def branched(world: World, init_from: InitFrom) -> list[int]:
+    """The steps that a run makes which begins from the second step of another."""
+    output, data = world.folder / "branched", world.bench.recipe.data
+
+    def trained(name: str, **changes: Any) -> list[int]:
+        train = world.bench.recipe.train.model_copy(update={"steps": 4})
+        every = Every(log=1, save=2)
+        common = {"data": data, "train": train, "every": every, "method": Full(), "output": str(output / name)}
+        recipe = world.bench.recipe.model_copy(update={**common, **changes})
+        shutil.rmtree(output / name, ignore_errors=True)
+        with (world.folder / "words").open("w") as words:
+            run_recipe(replace(load_recipe(world.folder / "bench.yaml"), recipe=recipe), Reporter(stream=words))
+        return [json.loads(line)["step"] for line in (output / name / "metrics.jsonl").read_text().splitlines()]
+
+    trained("trunk")
+    path = str(output / "trunk" / "checkpoints" / "step-000002")
+    return trained("branch", init_from=init_from.model_copy(update={"path": path}))
 
 
 def kept_layers(world: World, method: Freeze) -> int:
@@ -560,7 +651,8 @@ class Group:
 
     def settings(self, world: World, **changes: Any) -> Any:
         values = self.base(world) if callable(self.base) else self.base
-        return self.spec(**{**values, **changes})
+        written = {name: info.alias or name for name, info in self.spec.model_fields.items()}
+        return self.spec(**{written.get(name, name): value for name, value in {**values, **changes}.items()})
 
 
 LOW_RANK: Settings = {
@@ -614,11 +706,44 @@ TABLE = (
     Group(Linear, factors, {**WARM_UP, "min_lr_ratio": 0.5}),
     Group(Cosine, factors, {**WARM_UP, "min_lr_ratio": 0.5}),
     Group(WSD, factors, {**WARM_UP, "decay_steps": 10, "decay_ratio": 0.6, "shape": "sqrt", "min_lr_ratio": 0.5}),
-    Group(ExactMatch, scores, {"strip": False, "ignore_case": True}),
+    Group(
+        Infinite,
+        factors,
+        {
+            "warmup_steps": 5,
+            "warmup_ratio": 0.5,
+            "cooldown_steps": 2,
+            "cooldown_ratio": 0.6,
+            "constant_ratio": 0.3,
+            "anneal_steps": 10,
+            "anneal_ratio": 0.6,
+            "anneal": "linear",
+            "min_lr_ratio": 0.2,
+            "begin": "constant",
+        },
+    ),
+    Group(Rewarm, factors, {**WARM_UP, "cycles": 3, "peak_ratio": 0.5, "min_lr_ratio": 0.5}),
+    Group(Rewarm, factors, {"start_ratio": 0.5}, base={"warmup_steps": 4}),
+    Group(KL, held, {"weight": 2.0, "temperature": 3.0, "direction": "reverse", "on": "new", "teacher": "other"}),
+    Group(TopK, held_by_cache, {"top_k": 2}),
+    Group(L2SP, held, {"weight": 1.0, "decoupled": True}),
+    Group(L2SP, pulled_head, {"head_weight": 0.5}),
+    Group(EWC, held, {"weight": 30.0, "examples": 2, "labels": "data"}, base={"weight": 10.0}),
+    Group(EWC, held, {"earlier": "second", "decay": 0.1}, base={"examples": 2, "earlier": "first"}),
+    Group(FisherRows, held_by_rows, {}, base={"source": Builtin(name="stories")}),
+    Group(Bleu, scores, {"tokenize": "char", "lowercase": True}),
+    Group(Chrf, scores, {"word_order": 2, "lowercase": True}),
+    Group(ExactMatch, scores, {"strip": False, "ignore_case": True, "normalise": ("case",)}),
     Group(JsonMatch, scores, {"by_field": True}),
+    Group(JsonValid, scores, {}),
     Group(NumberMatch, scores, {"marker": "####", "tolerance": 0.5}),
+    Group(RegexMatch, scores, {"pattern": r"\d", "normalise": ()}),
+    Group(Rouge, scores, {"variant": "rouge2", "stemmer": True}),
+    Group(TokenF1, scores, {"normalise": ()}),
     Group(Balanced, order_of, {"temperature": 1.0}),
     Group(Passes, order_of, {}),
+    Group(Replay, order_of, {"accounting": "add"}),
+    Group(ShareSchedule, replayed, {"first": 0.9, "to": 0.3, "shape": "cosine"}, base={"first": 0.1, "to": 0.9}),
     Group(Shares, order_of, {"unit": "tokens"}),
     Group(EarlyStopping, judged, {"patience": 2, "min_improvement": 0.1}),
     Group(Chat, example, {"messages": "dialogue", "system": "persona", "tools": "functions", "weight": "importance", "turns": "last"}),
@@ -639,8 +764,22 @@ TABLE = (
     Group(Text, example, {"text": "body", "weight": "importance", "append_eos": False}),
     Group(File, rows, {"path": "b.txt", "split": "line"}, base={"path": "a.txt"}),
     Group(Builtin, rows, {"name": "orders", "split": "test"}, base={"name": "stories"}),
-    Group(Hub, rows, {"dataset": "own/other", "config": "large", "split": "test", "revision": "v2"}, base={"dataset": "own/data"}),
-    Group(TrainSource, train_trees, {"loss_weight": 0.5, "limit": 2}, base={"source": Builtin(name="stories"), "limit": 4}),
+    Group(
+        Hub,
+        rows,
+        {"dataset": "own/other", "config": "large", "split": "test", "revision": "v2", "streaming": True},
+        base={"dataset": "own/data"},
+    ),
+    Group(OwnText, rows, {}),
+    Group(
+        OwnText,
+        written,
+        {"tokens": 40, "max_length": 6, "temperature": 0.1, "beginnings": ("A",), "seed": 5},
+        base={"tokens": 20, "max_length": 10},
+    ),
+    Group(
+        TrainSource, train_trees, {"loss_weight": 0.5, "limit": 2, "unit": "block"}, base={"source": Builtin(name="stories"), "limit": 4}
+    ),
     Group(TrainSource, train_order, {"weight": 0.5}, base={"source": Builtin(name="stories"), "limit": 4}),
     Group(TrainSource, train_look, {"name": "tales", "role": "replay"}, base={"source": Builtin(name="stories"), "limit": 4}),
     Group(
@@ -695,6 +834,29 @@ TABLE = (
         base={"top_layers": 1},
     ),
     Group(Freeze, learning, {"layers": (0,)}, base={"layers": (-1,)}),
+    Group(Freeze, learning_grown, {"grown": True}),
+    Group(
+        AddTokens,
+        with_new_tokens,
+        {
+            "tokens": ("clock",),
+            "leading_space": False,
+            "descriptions": {"seven apples": "fruit"},
+            "start": "mean",
+            "train": "none",
+        },
+        base={"tokens": ("seven apples",)},
+    ),
+    Group(AddTokens, with_new_tokens, {"mine": 3}, base={"mine": 2}),
+    Group(AddTokens, with_new_tokens, {"file": "boats.txt"}, base={"file": "clocks.txt"}),
+    Group(GrowBlocks, grown, {"num_blocks": 2}),
+    Group(GrowDepth, grown, {"left_out": 2}),
+    Group(GrowWidth, grown, {"factor": 2.0, "start": "split"}),
+    Group(GrowExperts, grown, {"num_experts": 3, "experts_per_token": 1}),
+    Group(RopeLinear, positions, {"factor": 4.0}, base={"factor": 2.0}),
+    Group(RopeDynamic, positions, {"factor": 4.0}, base={"factor": 2.0}),
+    Group(RopeYarn, positions, {"factor": 4.0, "beta_fast": 16.0, "beta_slow": 2.0}, base={"factor": 2.0}),
+    Group(RopeLlama3, positions, {"factor": 4.0, "low_freq_factor": 2.0, "high_freq_factor": 8.0}, base={"factor": 2.0}),
     Group(Freeze, kept_layers, {"cache_frozen": True}, base={"top_layers": 1}),
     Group(HeadOnly, learning, {}),
     Group(Features, fitted, {"classifier": "svm", "solver": "sklearn", "strength": 0.1}),
@@ -731,7 +893,9 @@ TABLE = (
     Group(Lora, learning, LOW_RANK, base={"rank": 4, "alpha": 8.0}),
     Group(Qlora, learning, LOW_RANK, base={"rank": 4, "alpha": 8.0}),
     Group(Quantization, quantized_learning, {"format": "fp4", "double_quant": False, "compute_dtype": "bfloat16"}),
-    Group(Train, steps_seen, {"epochs": 2.0, "steps": 5, "global_batch_size": 2, "seed": 5}, base={"global_batch_size": 3}),
+    Group(
+        Train, steps_seen, {"epochs": 2.0, "steps": 5, "max_tokens": 90, "global_batch_size": 2, "seed": 5}, base={"global_batch_size": 3}
+    ),
     Group(Train, micro_batches, {"micro_batch_tokens": 20}),
     Group(
         Train,
@@ -743,6 +907,7 @@ TABLE = (
     Group(Train, device, {"device": "cpu" if torch.cuda.is_available() else "cuda"}),
     Group(Every, hooks, {"log": 3, "evaluate": 3, "save": 5, "keep": 1}, base={"log": 2, "evaluate": 4, "save": 2, "keep": 2}),
     Group(InitFrom, begun, {"path": "second", "adapter": "stack"}, base={"path": "first"}),
+    Group(InitFrom, branched, {"continues": True}, base={"path": "trunk"}),
     Group(Recipe, place, {"name": "b", "output": "elsewhere"}, base=RECIPE),
     Group(Recipe, trackers, {"trackers": ("tensorboard",)}, base=RECIPE),
     Group(Recipe, loading, {"version": 2}, base=RECIPE),
@@ -805,7 +970,10 @@ UNIONS = {
     "method": (Method, learning),
     "objective": (Objective, posed),
     "drop": (Drop, learning_with_drop),
+    "grow": (Grow, grown),
+    "rope": (Rope, positions),
     "optimizer": (Optimizer, updates),
+    "regularizer": (Regularizer, held),
     "schedule": (Schedule, factors),
     "metric": (Metric, scores),
     "mixture": (Mixture, order_of),

@@ -20,7 +20,20 @@ FLOORS = (
     {"builtin", "data", "layout", "methods", "metrics", "models", "objectives", "optim"},
     {"recipe"},
     {"training", "evaluation"},  # hooks evaluate, and evaluation knows nothing of training
-    {"training.run", "evaluation.evaluate", "training.smoke", "exporting", "merging", "reporting", "serving"},
+    {
+        "training.lr_find",
+        "training.run",
+        "evaluation.evaluate",
+        "evaluation.details",
+        "evaluation.approaches",
+        "training.smoke",
+        "training.chain",
+        "training.after",
+        "exporting",
+        "merging",
+        "reporting",
+        "serving",
+    },
     {"cli"},
 )
 LIGHT = ("errors", "spec", "units", "files", "cli", "data", "merging", "methods", "metrics", "objectives", "optim", "recipe")
@@ -33,6 +46,7 @@ TENSOR_CODE = (
     "ftcli.methods.joint_linear",
     "ftcli.methods.peft_merge",
     "ftcli.methods.rank_budget",
+    *(f"ftcli.objectives.regularize.{name}" for name in ("divergence", "fisher", "pull", "start", "teacher")),
     "ftcli.optim.rules",
 )
 HEAVY = {

@@ -51,7 +51,7 @@ def recipe(folder: Path, name: str, **train: Any) -> Path:
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """The weights, and the metrics without their times."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    times = {"seconds", "target_tokens_per_second"}
+    times = {"seconds", "target_tokens_per_second", "memory_bytes"}
     return load_file(folder / "model" / "model.safetensors"), [{k: v for k, v in r.items() if k not in times} for r in records]
 
 

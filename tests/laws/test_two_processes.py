@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,9 +35,29 @@ RECIPE = {
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-def trained(folder: Path, num_processes: int, layout: str = "auto") -> dict[str, torch.Tensor]:
+HOLDING = {
+    "data": {
+        "train": [
+            {"source": {"kind": "builtin", "name": "orders"}, "limit": 20},
+            {"name": "old", "source": {"kind": "builtin", "name": "orders", "split": "test"}, "limit": 20, "role": "replay", "weight": 0.5},
+        ],
+        "max_length": 256,
+    },
+    "objective": {
+        "kind": "causal-lm",
+        "regularize": [
+            {"kind": "kl", "weight": 0.5, "on": "replay"},
+            {"kind": "kl", "cache": {"top_k": 8}},
+            {"kind": "l2_sp", "weight": 0.2},
+            {"kind": "ewc", "weight": 2.0, "examples": 4},
+        ],
+    },
+}
+
+
+def trained(folder: Path, num_processes: int, layout: str = "auto", **changes: Any) -> dict[str, torch.Tensor]:
     """The weights after the recipe, run by so many processes."""
-    recipe = {**RECIPE, "output": str(folder / f"run-{num_processes}"), "train": {**RECIPE["train"], "layout": layout}}
+    recipe = {**RECIPE, **changes, "output": str(folder / f"run-{num_processes}"), "train": {**RECIPE["train"], "layout": layout}}
     recipe["model"] = {**RECIPE["model"], "init": {"architecture": "llama", "config": TINY}}
     path = folder / f"recipe-{num_processes}.yaml"
     path.write_text(json.dumps(recipe))
@@ -64,3 +85,12 @@ def test_two_processes_make_the_update_of_one(tmp_path: Path, layouts: tuple[str
     ]
     assert losses[0]
     assert all(abs(a - b) < 1e-5 for a, b in zip(*losses, strict=True))
+
+
+def test_two_processes_are_held_as_one_is(tmp_path: Path) -> None:
+    alone, together = trained(tmp_path, 1, "forest", **HOLDING), trained(tmp_path, 2, "rows", **HOLDING)
+    assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < 1e-6
+    lines = [(tmp_path / f"run-{n}" / "metrics.jsonl").read_text().splitlines() for n in (1, 2)]
+    first, second = (json.loads(next(line for line in reversed(part) if '"train"' in line))["regularizers"] for part in lines)
+    assert min(first.values()) > 0
+    assert all(abs(first[name] - second[name]) < 1e-6 for name in first)

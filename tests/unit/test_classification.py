@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +248,8 @@ def test_held_out_rows_that_are_all_out_of_scope_measure_nothing(tmp_path: Path,
 
 
 def test_the_report_shows_labels_and_their_confusion(finished: Path) -> None:
-    from ftcli.reporting.labels import label_section
+    from ftcli.reporting.labels import label_blocks
+    from ftcli.reporting.page import Document, Section, html_page
 
     report = {
         "source": "a<b",
@@ -255,11 +257,11 @@ def test_the_report_shows_labels_and_their_confusion(finished: Path) -> None:
         "confusion": {"labels": ["x&y"], "rows_are": "truth", "counts": [[3]]},
     }
     (finished.parent / "classification-test.json").write_text(json.dumps(report))
-    section = label_section(finished.parent)
+    section = html_page(Document("run", "finished", "good", [], [Section("Labels", label_blocks(finished.parent))]))
     assert "a&lt;b" in section
-    assert "<td>x&amp;y</td><td>50.0 %</td><td>100.0 %</td><td>66.7 %</td><td>3</td>" in section
+    assert re.search(r"x&amp;y</th>.*>50.0 %<.*>100.0 %<.*>66.7 %<.*>3<", section)
     assert "<svg" in section
-    assert label_section(finished) == ""
+    assert label_blocks(finished) == []
 
 
 def test_an_adapter_with_its_head_loads_in_plain_peft_and_a_merged_one_in_plain_transformers(tmp_path: Path) -> None:

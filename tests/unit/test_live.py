@@ -195,6 +195,11 @@ def test_only_an_adapter_is_to_be_merged_and_names_are_quoted() -> None:
     assert not any("merge" in command for command in commands)
 
 
+def test_what_has_no_plain_weights_is_not_to_be_merged() -> None:
+    assert any("merge" in command for command, _ in next_commands("runs/a", "adapter"))
+    assert not any("merge" in command for command, _ in next_commands("runs/a", "adapter", merges=False))
+
+
 def test_a_markup_in_a_name_is_text(on_terminal: Terminal) -> None:
     record: dict[str, Any] = {**train_record(1), "sources": {"[red]a[/]": 1.0, "b": 2.0}}
     with Reporter(stream=on_terminal) as reporter:

@@ -12,10 +12,10 @@ import pytest
 from tests.merge_models import LLAMA, family, llama_shapes, random_values, write_model
 
 from ftcli.errors import RecipeError
-from ftcli.merging.configuration import merged_layers
 from ftcli.merging.plan import Plan, plan_merge
 from ftcli.merging.recipe import load_merge_recipe
 from ftcli.merging.stored import OpenFiles
+from ftcli.models.layer_lists import merged_layers
 
 
 def planned(folder: Path, recipe: str, output: Path | None = None) -> Plan:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, get_args
 
+import numpy as np
 import pytest
+import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+from rouge_score import rouge_scorer
 
-from ftcli.metrics import Metric
+from ftcli.errors import MissingExtraError
+from ftcli.evaluation.statistics import bootstrap_counts
+from ftcli.metrics import Metric, bleu, rouge
+from ftcli.metrics.bleu import Bleu
+from ftcli.metrics.chrf import Chrf
 from ftcli.metrics.exact_match import ExactMatch
 from ftcli.metrics.json_match import JsonMatch
+from ftcli.metrics.json_valid import JsonValid
+from ftcli.metrics.metric import RowMetric, without_doubles
 from ftcli.metrics.number_match import NumberMatch
+from ftcli.metrics.regex_match import RegexMatch
+from ftcli.metrics.rouge import Rouge
+from ftcli.metrics.token_f1 import TokenF1
 
 KINDS = get_args(get_args(Metric)[0])
 
@@ -90,3 +104,122 @@ def test_number_match(metric: NumberMatch, answer: str, reference: str, score: f
 @given(answer=st.text(), reference=st.text())
 def test_every_score_is_between_0_and_1_and_no_text_breaks_it(kind: Any, answer: str, reference: str) -> None:
     assert 0.0 <= kind().score(answer, reference) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "answer", "reference", "score"),
+    [
+        (ExactMatch(normalise=("punctuation", "spaces")), "a,  b", "a b", 1),
+        (ExactMatch(normalise=("articles", "spaces")), "The cat", "cat", 1),
+        (ExactMatch(normalise=("articles",)), "Them", "m", 0),
+        (TokenF1(), "the cat sat", "A cat sat!", 1),
+        (TokenF1(), "cat cat", "cat", 2 / 3),  # precision 1/2, recall 1
+        (TokenF1(), "cat dog", "cat", 2 / 3),
+        (TokenF1(), "dog", "cat", 0),
+        (TokenF1(), "", "", 1),
+        (TokenF1(), "the", "a", 1),  # nothing is left of either
+        (TokenF1(), "", "cat", 0),
+        (TokenF1(normalise=()), "Cat", "cat", 0),
+        (RegexMatch(), "I think. The answer is: Paris.\nBye", "paris", 1),
+        (RegexMatch(), "Answer: 3\nNo. Answer: 4", "Answer: 4", 1),
+        (RegexMatch(), "Paris", "Paris", 0),
+        (RegexMatch(pattern=r"\d+"), "from 3 to 12", "12", 1),
+        (RegexMatch(pattern=r"(\d+)-(\d+)"), "3-12", "3", 1),
+        (RegexMatch(pattern=r"(x)|(\d)"), "7", "7", 1),
+        (RegexMatch(pattern=r".*", normalise=()), "A", "a", 0),
+        (JsonValid(), ' {"a": [1]} ', "whatever", 1),
+        (JsonValid(), '{"a": 1} and more', "", 0),
+    ],
+)
+def test_words_patterns_and_json(metric: RowMetric, answer: str, reference: str, score: float) -> None:
+    assert metric.score(answer, reference) == pytest.approx(score)
+
+
+def test_of_several_references_the_best_counts() -> None:
+    assert ExactMatch().best("b", ["a", "b"]) == 1
+    assert ExactMatch().over(["b", "c"], [["a", "b"], ["d"]]) == 0.5
+
+
+ANSWERS = [
+    "The cat sat on the mat.",
+    "a dog barked at 3 of the postmen, loudly",
+    "",
+    "It is raining today",
+    "yes",
+    "Les élèves étudient (beaucoup)",
+    "in the end , all went well again",
+]
+REFERENCES = [
+    ["The cat sat on the mat.", "A cat was on the mat"],
+    ["A dog barked at three postmen loudly", "a dog barked at 3 postmen"],
+    ["not empty", "nothing"],
+    ["It rains today", "It is raining"],
+    ["yes indeed it is so", "yes"],
+    ["Les élèves étudient beaucoup", "Les enfants travaillent"],
+    ["in the end all went well", "at the end, all went well again"],
+]
+
+
+@pytest.mark.parametrize("settings", [{}, {"tokenize": "intl"}, {"tokenize": "char", "lowercase": True}, {"tokenize": "zh"}])
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 1), slice(2, 3), slice(3, 5)])
+def test_bleu_is_sacrebleu_s(settings: dict[str, Any], rows: slice) -> None:
+    columns = [[references[place] for references in REFERENCES[rows]] for place in range(2)]
+    expected = sacrebleu.BLEU(**settings).corpus_score(ANSWERS[rows], columns).score / 100
+    assert Bleu(**settings).over(ANSWERS[rows], REFERENCES[rows]) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{}, {"word_order": 2}, {"lowercase": True}])
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 1), slice(2, 3), slice(3, 5)])
+def test_chrf_is_sacrebleu_s(settings: dict[str, Any], rows: slice) -> None:
+    columns = [[references[place] for references in REFERENCES[rows]] for place in range(2)]
+    expected = sacrebleu.CHRF(**settings).corpus_score(ANSWERS[rows], columns).score / 100
+    assert Chrf(**settings).over(ANSWERS[rows], REFERENCES[rows]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_bleu_of_a_set_is_not_the_mean_of_its_rows() -> None:
+    whole = Bleu().over(ANSWERS, REFERENCES)
+    assert abs(whole - sum(map(Bleu().best, ANSWERS, REFERENCES)) / len(ANSWERS)) > 0.01
+
+
+@pytest.mark.parametrize("variant", ["rouge1", "rouge2", "rougeL", "rougeLsum"])
+@pytest.mark.parametrize("stemmer", [False, True])
+def test_rouge_is_rouge_score_s_and_of_several_references_the_best(variant: Any, stemmer: bool) -> None:
+    metric, scorer = Rouge(variant=variant, stemmer=stemmer), rouge_scorer.RougeScorer([variant], use_stemmer=stemmer)
+    for answer, references in zip(ANSWERS, REFERENCES, strict=True):
+        expected = scorer.score_multi(references, answer)[variant].fmeasure
+        assert metric.best(answer, references) == pytest.approx(expected)
+
+
+def test_a_corpus_score_has_an_interval_and_rows_that_pull() -> None:
+    metric = Bleu()
+    counts = np.array([metric.counts(*row) for row in zip(ANSWERS * 6, REFERENCES * 6, strict=True)])
+    interval, pulls = bootstrap_counts(counts, metric.of_counts)
+    assert interval.low < interval.value < interval.high
+    assert interval.value == pytest.approx(metric.over(ANSWERS * 6, REFERENCES * 6))
+    assert pulls.mean() == pytest.approx(interval.value)
+    assert pulls[0] > interval.value > pulls[1]  # the first row is right
+    folded, pulled = bootstrap_counts(counts[:7], metric.of_counts, repeats=np.full(7, 6))
+    assert folded.value == pytest.approx(interval.value)
+    assert (folded.low, folded.high) == pytest.approx((interval.low, interval.high), abs=0.02)
+    assert pulled == pytest.approx(pulls[:7])
+
+
+@pytest.mark.parametrize(("settings", "package"), [({"kind": "bleu"}, "sacrebleu"), ({"kind": "rouge"}, "rouge_score")])
+def test_a_missing_library_is_named_by_its_extra(settings: dict[str, str], package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, f"{package}.metrics.bleu" if package == "sacrebleu" else f"{package}.rouge_scorer", None)
+    bleu._scorer.cache_clear()
+    rouge._scorer.cache_clear()
+    metric = TypeAdapter(Metric).validate_python(settings)
+    with pytest.raises(MissingExtraError, match=r"ftcli\[metrics\]"):
+        metric.score("a", "b")
+
+
+def test_a_pattern_that_does_not_compile_is_refused() -> None:
+    with pytest.raises(ValidationError, match="allowed: a regular expression"):
+        RegexMatch(pattern="(")
+
+
+def test_two_metrics_of_one_name_are_refused() -> None:
+    assert without_doubles((Rouge(), Rouge(variant="rouge1")))
+    with pytest.raises(ValueError, match="`exact-match` twice"):
+        without_doubles((ExactMatch(), ExactMatch(ignore_case=True)))

@@ -151,7 +151,10 @@ def test_the_schema_refuses_what_the_loader_refuses(tmp_path: Path, old: str, ne
         loaded(tmp_path, GOOD.replace(old, new))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if not path.name.startswith(("compare-", "chain-")))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_recipe_of_the_project_loads_and_fits_the_schema(path: Path) -> None:
     assert path.read_text().startswith("# yaml-language-server: $schema=")
     assert jsonschema_errors(load_recipe(path).document) == []

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from ftcli.optim.schedules import Schedule
 from ftcli.optim.schedules.constant import Constant
 from ftcli.optim.schedules.cosine import Cosine
+from ftcli.optim.schedules.infinite import Infinite
 from ftcli.optim.schedules.linear import Linear
+from ftcli.optim.schedules.rewarm import Rewarm
 from ftcli.optim.schedules.warmup import steps_of
 from ftcli.optim.schedules.wsd import WSD
 
 KINDS = get_args(get_args(Schedule)[0])
+OF_ONE_PEAK = [kind for kind in KINDS if kind is not Rewarm]
 
 
 def _factors(schedule: Any, num_steps: int) -> list[float]:
@@ -40,6 +43,18 @@ def _factors(schedule: Any, num_steps: int) -> list[float]:
         (WSD(decay_steps=1, min_lr_ratio=0.0), 3, [1, 1, 0]),
         (WSD(min_lr_ratio=0.0), 10, [1] * 8 + [0.5, 0]),
         (WSD(warmup_steps=3, decay_steps=9, min_lr_ratio=0.0), 5, [1 / 3, 2 / 3, 1, 0.5, 0]),
+        (Infinite(warmup_steps=2, cooldown_steps=2, constant_ratio=0.4, anneal_steps=2), 7, [0.5, 1, 0.7, 0.4, 0.4, 0.2, 0.1]),
+        (Infinite(cooldown_steps=0, constant_ratio=0.4, anneal_steps=0), 3, [1, 0.4, 0.4]),
+        (Infinite(begin="constant", constant_ratio=0.4, anneal_steps=2, anneal="linear", min_lr_ratio=0.2), 4, [0.4, 0.4, 0.3, 0.2]),
+        (
+            Infinite(warmup_steps=1, cooldown_steps=4, constant_ratio=0.4, anneal_steps=2, anneal="linear"),
+            5,
+            [1, 0.7 + 0.3 * 0.5**0.5, 0.7, 0.4, 0.1],
+        ),
+        (Rewarm(warmup_steps=2, min_lr_ratio=0.2, peak_ratio=0.6), 8, [0.5, 1, 0.6, 0.2, 0.4, 0.6, 0.4, 0.2]),
+        (Rewarm(cycles=1, warmup_steps=4, start_ratio=0.2, min_lr_ratio=0.0), 6, [0.4, 0.6, 0.8, 1, 0.5, 0]),
+        (Rewarm(min_lr_ratio=0.0), 5, [1, 0.5, 0, 1, 0]),
+        (Rewarm(cycles=3, min_lr_ratio=0.5, peak_ratio=0.1), 4, [1, 0.5, 0.1, 0.01]),
     ],
     ids=str,
 )
@@ -59,7 +74,7 @@ def test_no_warmup_zero_and_one_step_of_it_are_the_same(kind: Any) -> None:
     assert _factors(kind(warmup_ratio=0.0), 7) == _factors(kind(), 7)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", OF_ONE_PEAK, ids=lambda kind: kind.__name__)
 def test_a_warmup_as_long_as_the_run_ends_at_the_peak_and_a_longer_one_below(kind: Any) -> None:
     assert _factors(kind(warmup_steps=4), 4) == [0.25, 0.5, 0.75, 1.0]
     assert _factors(kind(warmup_ratio=1.0), 4) == [0.25, 0.5, 0.75, 1.0]
@@ -67,7 +82,7 @@ def test_a_warmup_as_long_as_the_run_ends_at_the_peak_and_a_longer_one_below(kin
 
 
 @given(
-    kind=st.sampled_from(KINDS),
+    kind=st.sampled_from(OF_ONE_PEAK),
     warmup=st.integers(0, 50),
     num_steps=st.integers(1, 60),
 )
@@ -103,3 +118,38 @@ def test_warmup_is_given_once(kind: Any) -> None:
 def test_decay_is_given_once() -> None:
     with pytest.raises(ValueError, match="`decay_steps` and `decay_ratio` say the same thing twice"):
         WSD(decay_steps=0, decay_ratio=0.0)
+
+
+@given(cycles=st.integers(1, 9), warmup=st.integers(0, 9), num_steps=st.integers(1, 60))
+def test_every_cycle_has_its_peak_and_its_end(cycles: int, warmup: int, num_steps: int) -> None:
+    factors = _factors(Rewarm(cycles=cycles, warmup_steps=warmup, min_lr_ratio=0.25), num_steps)
+    assert all(0 < factor <= 1 for factor in factors)
+    if num_steps >= cycles * (max(warmup, 1) + 1):
+        assert sum(factor == 1.0 for factor in factors) == cycles
+        assert sum(
+            factor == pytest.approx(0.25) and following > factor for factor, following in zip(factors, [*factors[1:], 1], strict=True)
+        )
+        assert factors[-1] == pytest.approx(0.25)
+
+
+@given(trunk=st.integers(20, 40), branch_at=st.integers(10, 20), anneal=st.integers(0, 9))
+def test_a_branch_goes_on_from_the_constant_part_whatever_the_length_of_its_trunk(trunk: int, branch_at: int, anneal: int) -> None:
+    lengths: dict[str, Any] = {"warmup_steps": 3, "cooldown_steps": 5}
+    whole = _factors(Infinite(**lengths, anneal_steps=anneal), branch_at + anneal)
+    stem = _factors(Infinite(**lengths, anneal_steps=0), trunk)[:branch_at]
+    branch = _factors(Infinite(begin="constant", anneal_steps=anneal), anneal) if anneal else []
+    assert whole == pytest.approx([*stem, *branch])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"cooldown_steps": 0, "cooldown_ratio": 0.0}, "`cooldown_steps` and `cooldown_ratio` say the same thing twice"),
+        ({"anneal_steps": 0, "anneal_ratio": 0.0}, "`anneal_steps` and `anneal_ratio` say the same thing twice"),
+        ({"min_lr_ratio": 0.9}, "is above `constant_ratio`"),
+        ({"begin": "constant", "warmup_steps": 3}, "`warmup_steps` is not read with `begin: constant`"),
+    ],
+)
+def test_settings_of_the_infinite_schedule_that_contradict_each_other_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Infinite(**settings)

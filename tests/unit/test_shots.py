@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 
 from ftcli.errors import DataError
@@ -11,11 +14,17 @@ PROMPTS = [f"question {word}" for word in ("red", "green", "blue", "yellow", "re
 SOLVED = [f"{prompt} = {number}" for number, prompt in enumerate(PROMPTS)]
 
 
+def embed(texts: Sequence[str]) -> np.ndarray:
+    """Vectors that tell texts apart by how often the letter e stands in them."""
+    turns = np.array([text.count("e") for text in texts]) / 5
+    return np.stack([np.cos(turns), np.sin(turns)], axis=1).astype(np.float32)
+
+
 def shown(**settings) -> list[str]:
-    return before_each(Shots(**settings), PROMPTS, SOLVED, lambda rows: ([], []))
+    return before_each(Shots(**settings), PROMPTS, SOLVED, lambda rows: ([], []), embed)
 
 
-@pytest.mark.parametrize("choose", ["fixed", "first", "random", "nearest"])
+@pytest.mark.parametrize("choose", ["fixed", "first", "random", "nearest", "embedding"])
 @pytest.mark.parametrize("count", [1, 4])
 def test_so_many_examples_and_never_the_question_itself(choose: str, count: int) -> None:
     found = shown(count=count, choose=choose)
@@ -32,6 +41,13 @@ def test_fixed_examples_are_the_same_for_all_other_questions() -> None:
 
 def test_the_nearest_example_stands_last() -> None:
     assert shown(count=2, choose="nearest")[4].endswith("question red = 0\n\n")
+
+
+def test_examples_can_be_chosen_by_the_vectors_of_the_questions() -> None:
+    # "question green" has three e; of the others "question red apple" has three, and "question red" and "question blue" have two
+    assert shown(count=2, choose="embedding")[1] == "question red = 0\n\nquestion red apple = 4\n\n"
+    with pytest.raises(DataError, match="not for this kind of task"):
+        before_each(Shots(count=1, choose="embedding"), PROMPTS, SOLVED, lambda rows: ([], []))
 
 
 def test_more_examples_than_there_are_is_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -98,3 +99,14 @@ def test_an_average_over_nothing_is_refused() -> None:
         wilson(0, 0)
     with pytest.raises(ValueError, match="3 rows against 2"):
         compare(np.zeros(3), np.zeros(2))
+
+
+def test_more_rows_than_units_are_drawn_in_blocks_with_the_same_spread() -> None:
+    values = np.random.default_rng(3).exponential(size=25_013)
+    interval = bootstrap_mean(values, resamples=1500)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert interval.value == pytest.approx(values.mean())
+    assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.1)
+    differences = np.random.default_rng(4).normal(0.02, 1, size=25_013)
+    z = differences.mean() / differences.std() * np.sqrt(len(differences))
+    assert sign_flip(differences, resamples=1500) == pytest.approx(2 * (1 - NormalDist().cdf(z)), abs=0.02)

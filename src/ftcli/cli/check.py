@@ -26,11 +26,20 @@ def check(
     import shlex
 
     from ftcli.cli.console import print_json, words_on_stderr
+    from ftcli.recipe.chain import is_chain, load_chain, on_first_base
     from ftcli.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
-    with words_on_stderr(as_json):
-        report = _check_fast(loaded, show) if fast else _check_all(loaded, show)
+    one = _check_fast if fast else _check_all
+    if is_chain(recipe):
+        report: dict[str, Any] = {"stages": {}}
+        with words_on_stderr(as_json):
+            for name, stage in on_first_base(load_chain(recipe, overrides or ())):
+                print(f"stage {name}")
+                report["stages"][name] = one(stage, show)
+    else:
+        loaded = load_recipe(recipe, overrides or ())
+        with words_on_stderr(as_json):
+            report = one(loaded, show)
     if as_json:
         print_json(report)
     else:

@@ -20,7 +20,7 @@ from ftcli.exporting.export_card import export_card
 from ftcli.exporting.formats.format import Format, Subject
 from ftcli.exporting.merge_run import MAX_KL
 from ftcli.exporting.source import Source, open_source
-from ftcli.files import new_folder, sha256_of, write_json, write_text
+from ftcli.files import file_hashes, new_folder, sha256_of, write_json, write_text
 
 if TYPE_CHECKING:
     from ftcli.models.generate import Progress
@@ -85,7 +85,7 @@ def export(targets: Sequence[str], form: Format, output: Path, *, device: str = 
             checks += form.verify_all([subject for subject, _ in subjects], partial)
             _gate(form, checks)
             report = _report(form, sources, partial, output, checks)
-            write_json(partial / "manifest.json", _manifest(report, sources))
+            write_json(partial / "manifest.json", {**_manifest(report, sources), "files": file_hashes(partial)})
             write_text(partial / "README.md", export_card(report, sources, form))
         say(4, 4, "export")
     return report
@@ -172,7 +172,12 @@ def _manifest(report: ExportReport, sources: Sequence[Source]) -> dict[str, Any]
         "format": report.kind,
         "dtype": report.dtype,
         "sources": [
-            {"name": source.name, "base": source.base, "inputs": {name: sha256_of(path) for name, path in source.inputs.items()}}
+            {
+                "name": source.name,
+                "base": source.base,
+                "source": source.reference,
+                "inputs": {name: sha256_of(path) for name, path in source.inputs.items()},
+            }
             for source in sources
         ],
         "versions": versions(),

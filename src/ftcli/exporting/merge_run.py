@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from ftcli.errors import GateError, Problem, RequestError, UsageError
 from ftcli.exporting.difference import Difference, compare, logits_on
 from ftcli.exporting.source import Source, adapter_source, chosen_device, listed_steps, run_source
-from ftcli.files import new_folder, sha256_of, write_json, write_text
+from ftcli.files import file_hashes, new_folder, sha256_of, write_json, write_text
 from ftcli.models.quantisation import Quantization
 from ftcli.models.settings import Model
 
@@ -122,6 +122,7 @@ def _merge(
     """Measure, merge, write, read back, compare, rename."""
     from torch import nn
 
+    from ftcli.exporting.kept_probe import write_kept_logits
     from ftcli.models.load import save_model
     from ftcli.models.quiet import quiet_libraries
 
@@ -145,9 +146,11 @@ def _merge(
         with new_folder(output) as partial:
             save_model(merged, job.tokenizer, partial)
             say(3, 4, "read back and compare")
-            written = compare(expected, _prove_written(merged, job, partial))
+            found = _prove_written(merged, job, partial)
+            written = compare(expected, found)
             report = MergeReport(str(output), target, str(merged.dtype).removeprefix("torch."), checkpoint, difference, written, targets)
-            write_json(partial / "manifest.json", _manifest(report, job))
+            write_kept_logits(partial, job.probe, found)
+            write_json(partial / "manifest.json", {**_manifest(report, job), "files": file_hashes(partial)})
             write_text(partial / "README.md", _card(report, job))
         say(4, 4, "merge")
     return report
@@ -217,6 +220,7 @@ def _manifest(report: MergeReport, job: Source) -> dict[str, Any]:
         "target": report.target,
         "dtype": report.dtype,
         "checkpoint": report.checkpoint,
+        "source": job.reference,
         "inputs": {name: sha256_of(path) for name, path in job.inputs.items()},
         "versions": versions(),
         "proofs": [

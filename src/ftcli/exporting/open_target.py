@@ -93,6 +93,7 @@ def _adapter_loader(name: str, folder: str, target: str, base: PreTrainedModel, 
         RequestError: there is none, or it was trained on another base, or on this one in another form.
     """
     from ftcli.methods.adapter import load_adapter
+    from ftcli.models.added_rows import needs_another_base
     from ftcli.models.fingerprint import is_other_base
     from ftcli.training.init_from import find_origin
 
@@ -101,6 +102,9 @@ def _adapter_loader(name: str, folder: str, target: str, base: PreTrainedModel, 
     if origin.what != "adapter":
         problem = Problem(where, f"holds a {origin.what}, and no adapter that can be put on a base")
         raise RequestError("the adapter cannot be loaded", [problem])
+    if (needed := needs_another_base(origin.folder)) is not None:
+        problem = Problem(where, f"{needed}, and this base has none", f"`ftcli generate {folder}` opens it alone")
+        raise RequestError("the adapter cannot share a base", [problem])
     is_other = is_other_base(fingerprint, origin.fingerprint) if origin.fingerprint else not _is_same_name(origin.base, target, base)
     if is_other:
         trained_on = f"`{origin.base}`" if origin.base else "a base made from random weights"
@@ -153,6 +157,7 @@ def _open_run(run: Path, device: torch.device) -> Loaded:
 
 
 def _open_artefact(run: Path, recipe: Recipe, device: torch.device) -> Loaded:
+    from ftcli.models.added_rows import read_rows
     from ftcli.models.load import load_model
     from ftcli.models.settings import Model
     from ftcli.training.assemble import load_base, weights_dtype
@@ -166,12 +171,15 @@ def _open_artefact(run: Path, recipe: Recipe, device: torch.device) -> Loaded:
             tokenizer,
             f"model of run {run}",
         )
-    module = recipe.method.load(load_base(recipe, tokenizer, device), folder)
+    base = load_base(recipe, tokenizer, device)
+    read_rows(base, folder)
+    module = recipe.method.load(base, folder)
     return Loaded(module.eval(), tokenizer, f"adapter of run {run} on {recipe.model.base}")
 
 
 def _open_checkpoint(run: Path, folder: Path, device: torch.device) -> Loaded:
     from ftcli.methods.context import AttachContext
+    from ftcli.models.added_rows import fold_rows
     from ftcli.training.assemble import attached, load_base
     from ftcli.training.checkpoint import load_trainable, verified_state
     from ftcli.training.seeds import derive_seed, seed_torch
@@ -183,6 +191,7 @@ def _open_checkpoint(run: Path, folder: Path, device: torch.device) -> Loaded:
     seed_torch(recipe.train.seed, "attach")
     module = attached(recipe, base, AttachContext(seed=derive_seed(recipe.train.seed, "method"), restoring=True))
     load_trainable(module, folder)
+    fold_rows(module)
     return Loaded(module.eval(), tokenizer, f"checkpoint {folder.name} of run {run}")
 
 
@@ -203,13 +212,15 @@ def _open_model(target: str, device: torch.device) -> Loaded:
 
 
 def _open_adapter(target: str, folder: Path, device: torch.device) -> Loaded:
+    from ftcli.models.added_rows import read_rows
     from ftcli.models.load import load_model
-    from ftcli.models.settings import Model
+    from ftcli.models.settings import Model, noted_rope_settings
     from ftcli.models.tokenizer import load_tokenizer
 
     base = adapter_base(target, folder)
     tokenizer = load_tokenizer(str(folder) if (folder / "tokenizer.json").is_file() else base)
-    model = load_model(Model(base=base), tokenizer, device=device)
+    model = load_model(Model(base=base, rope=noted_rope_settings(folder)), None, device=device)
+    read_rows(model, folder)
     from peft import PeftModel
 
     import ftcli.methods.bottleneck.tuner  # noqa: F401  # makes PEFT know bottleneck adapters

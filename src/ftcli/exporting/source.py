@@ -50,6 +50,8 @@ class Source:
     """How the base is stored under the adapter."""
     description: str = ""
     """What was opened, in a few words."""
+    reference: str | None = None
+    """What `open_source` opens again; None for a checkpoint or a base that was named beside its adapter."""
 
 
 def open_source(target: str, device: str = "auto") -> Source:
@@ -115,6 +117,7 @@ def _model_source(target: str, folder: Path, device: str) -> Source:
         device=device,
         holds_model=True,
         description=f"model {target}",
+        reference=reference,
     )
 
 
@@ -128,17 +131,21 @@ def adapter_source(folder: Path, base: str | None, device: str, quantization: Qu
         RequestError: it names no base, or is of a kind ftcli cannot put on one.
     """
     from ftcli.methods.adapter import CONFIG_FILE, WEIGHTS_FILE, load_adapter, merge_adapter
+    from ftcli.models.added_rows import read_rows
     from ftcli.models.load import checkpoint_dtype, load_config, load_model
     from ftcli.models.locate import model_folder
-    from ftcli.models.settings import Model
+    from ftcli.models.settings import Model, noted_rope_settings
     from ftcli.models.tokenizer import load_tokenizer
 
+    reference = str(folder.resolve()) if base is None and quantization is None else None
     base = base or adapter_base(str(folder), folder)
     tokenizer = load_tokenizer(str(folder) if (folder / "tokenizer.json").is_file() else base)
-    model = Model(base=base)
+    model = Model(base=base, rope=noted_rope_settings(folder))
 
     def load(stored: Quantization | None) -> PreTrainedModel:
-        return load_model(model, tokenizer, quantization=stored, dtype="float32", device=device)
+        found = load_model(model, None, quantization=stored, dtype="float32", device=device)
+        read_rows(found, folder)
+        return found
 
     return Source(
         attached=lambda: load_adapter(load(quantization), folder),
@@ -157,6 +164,7 @@ def adapter_source(folder: Path, base: str | None, device: str, quantization: Qu
         adapter=folder,
         quantization=quantization,
         description=f"adapter {folder} on {base}",
+        reference=reference,
     )
 
 
@@ -164,6 +172,7 @@ def run_source(recipe: Recipe, run_folder: Path, checkpoint: str | None, device:
     """The parts of a run's result, or of its checkpoint `best`, `last`, `120` or `step-000120`."""
     from ftcli.methods.adapter import CONFIG_FILE
     from ftcli.methods.context import AttachContext
+    from ftcli.models.added_rows import fold_rows, read_rows
     from ftcli.models.load import load_config, load_model
     from ftcli.training.assemble import attached as method_attached
     from ftcli.training.seeds import derive_seed
@@ -173,7 +182,10 @@ def run_source(recipe: Recipe, run_folder: Path, checkpoint: str | None, device:
 
     def load(quantization: Quantization | None) -> PreTrainedModel:
         options: dict[str, Any] = {"dtype": "float32", "seed": derive_seed(seed, "model"), "head": recipe.objective.head}
-        return load_model(recipe.model, tokenizer, quantization=quantization, device=device, **options)
+        found = load_model(recipe.model, tokenizer, quantization=quantization, device=device, **options)
+        if kept is None:
+            read_rows(found, artefact)
+        return found
 
     artefact = run_folder / method.artefact
     kept = None if checkpoint is None else _checkpoint_folder(run_folder, checkpoint)
@@ -184,6 +196,7 @@ def run_source(recipe: Recipe, run_folder: Path, checkpoint: str | None, device:
             return method.load(base, artefact)
         module = method_attached(recipe, base, AttachContext(seed=derive_seed(seed, "method"), restoring=True))
         _restore(module, kept)
+        fold_rows(module)
         return module.eval()
 
     trained = artefact if kept is None else kept
@@ -207,6 +220,7 @@ def run_source(recipe: Recipe, run_folder: Path, checkpoint: str | None, device:
         holds_model=kept is None and method.artefact == "model",
         quantization=method.quantization(),
         description=f"run {run_folder}" if kept is None else f"checkpoint {kept.name} of run {run_folder}",
+        reference=str((run_folder if kept is None else kept).resolve()),
     )
 
 

@@ -21,6 +21,7 @@ from ftcli.errors import Problem, RequestError
 from ftcli.merging.numbers import Array
 from ftcli.merging.pieces import row_ranges
 from ftcli.merging.stored import OpenFiles, StoredTensor, read_header
+from ftcli.models.added_rows import needs_another_base
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -117,6 +118,8 @@ def _refusals(folder: Path, config: Mapping[str, Any]) -> list[Problem]:
     if kind != "LORA":
         hint = "merge it with `ftcli merge --base BASE --adapter DIR`" if kind else None
         return [Problem(str(folder), f"the adapter is of kind {kind}; only LORA becomes plain weights tensor by tensor", hint)]
+    if (needed := needs_another_base(folder)) is not None:
+        return [Problem(str(folder), needed, "`ftcli merge` of its run makes a model, which can be merged with others")]
     return [
         Problem(str(folder), f"`{key}`: {what} cannot be folded into plain weights", None)
         for key, what in _REFUSED.items()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.errors import GateError, UsageError
-from ftcli.files import sync_folder, write_json, write_text
+from ftcli.files import file_hashes, sync_folder, write_json, write_text
 from ftcli.merging.engine import JOURNAL, Carried, Say, carry_out, working_folder
 from ftcli.merging.plan import SHARD_BYTES, Plan, plan_merge
 from ftcli.merging.proof import Proof, prove_forward, prove_written
@@ -112,7 +112,7 @@ def carry_out_plan(plan: Plan, output: Path, *, threads: int, resume: bool, veri
         tuple(proofs),
         plan.warnings,
     )
-    write_json(folder / MANIFEST, _manifest(plan, carried, outcome))
+    write_json(folder / MANIFEST, {**_manifest(plan, carried, outcome), "files": file_hashes(folder, left_out=(JOURNAL,))})
     write_text(folder / CARD, _card(plan, outcome))
     (folder / JOURNAL).unlink()
     sync_folder(folder)

@@ -7,9 +7,11 @@ missing or of the wrong type: validation does.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from ftcli.data.settings import Data
+from ftcli.methods import Method
+from ftcli.methods.lora import Lora
 from ftcli.recipe.explain import Finding, value_at
 from ftcli.recipe.yaml import KeyPath
 
@@ -18,8 +20,10 @@ def check_relations(data: dict[str, Any]) -> list[Finding]:
     """Every contradiction between keys of the document."""
     checks = (
         _base_or_init,
+        _grown_base,
         _some_targets,
-        _epochs_or_steps,
+        _one_extent,
+        _replay,
         _warmup,
         _something_to_evaluate,
         _prompt_fits,
@@ -44,14 +48,45 @@ def _base_or_init(data: dict[str, Any]) -> Iterator[Finding]:
         yield ("model", "revision"), "`revision` is read for hub ids only", "remove it"
 
 
+def _grown_base(data: dict[str, Any]) -> Iterator[Finding]:
+    """What is grown is saved whole: an adapter would fit no model on disk."""
+    kind = value_at(data, ("method", "kind")) or Lora.model_fields["kind"].default
+    method = next((member for member in get_args(get_args(Method)[0]) if member.model_fields["kind"].default == kind), None)
+    grow = value_at(data, ("model", "grow"))
+    if grow is not None and method is not None and method.artefact == "adapter":
+        what = f"a grown base is saved as a whole model, and method `{kind}` leaves an adapter"
+        yield ("model", "grow"), what, "`method: {kind: freeze, grown: true}` trains what was added, `full` everything"
+    if value_at(data, ("method", "grown")) is True and grow is None:
+        yield ("method", "grown"), "the base is not grown", "`model.grow` says how"
+
+
 def _some_targets(data: dict[str, Any]) -> Iterator[Finding]:
     if value_at(data, ("method", "target_modules")) == []:
         yield ("method", "target_modules"), "an empty list: nothing would be adapted", "`all-linear`, or names such as `[q_proj, v_proj]`"
 
 
-def _epochs_or_steps(data: dict[str, Any]) -> Iterator[Finding]:
-    if value_at(data, ("train", "epochs")) is not None and value_at(data, ("train", "steps")) is not None:
-        yield ("train", "steps"), "`epochs` and `steps` are both given", "keep one of the two"
+def _one_extent(data: dict[str, Any]) -> Iterator[Finding]:
+    """A run is so many epochs, steps or tokens long, not two of them."""
+    given = [name for name in ("epochs", "steps", "max_tokens") if value_at(data, ("train", name)) is not None]
+    for name in given[1:]:
+        yield ("train", name), f"`{given[0]}` and `{name}` are both given", "keep one of the two"
+
+
+def _replay(data: dict[str, Any]) -> Iterator[Finding]:
+    """A share of new text needs sources of both roles, and what is weighed against nothing has no weight."""
+    sources = value_at(data, ("data", "train"))
+    if value_at(data, ("data", "mixture", "kind")) != "replay" or not isinstance(sources, list):
+        return
+    for role in ("new", "replay"):
+        own = [index for index, source in enumerate(sources) if isinstance(source, dict) and source.get("role", "new") == role]
+        if not own:
+            yield ("data", "mixture"), f"kind `replay` needs a source with `role: {role}`", "give one, or another kind of mixture"
+        if len(own) == 1 and sources[own[0]].get("weight", 1) != 1:
+            hint = "leave it out; how much is replayed is `data.mixture.share_of_new`"
+            yield ("data", "train", own[0], "weight"), f"there is no other source with `role: {role}` to be weighed against", hint
+    steps = value_at(data, ("train", "steps"))
+    if value_at(data, ("data", "mixture", "accounting")) == "add" and steps is not None:
+        yield ("data", "mixture", "accounting"), "`add` is about `epochs` and `max_tokens`; `train.steps` counts every step", "remove one"
 
 
 def _warmup(data: dict[str, Any]) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import did_you_mean
@@ -12,6 +13,7 @@ from ftcli.recipe.yaml import KeyPath, describe, dotted, scalar
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+CLOSE = 0.75  # among all keys of the language some are always a little alike
 Finding = tuple[KeyPath, str, str | None]
 """KeyPath of what is wrong, what is wrong, hint."""
 
@@ -78,12 +80,21 @@ def explain(errors: Sequence[ErrorDetails], data: dict[str, Any], schema: Node |
     root = json_schema() if schema is None else schema
     findings: dict[tuple[KeyPath, str], Finding] = {}
     for error in errors:
+        # a default that depends on values that are wrong themselves
+        if error["type"] == "default_factory_not_called":
+            continue
         # pydantic counts a list's valid items only: a long list of wrong ones is "too short", too
         if error["type"] == "too_short" and error["ctx"]["actual_length"] < len(value_at(data, locate(error["loc"], root)[0]) or ()):
             continue
         path, what, hint = _finding(error, data, root)
         findings.setdefault((path, what), (path, what, hint))
-    return list(findings.values())
+    # Of a number or a mapping, a mapping is no wrong number: what is wrong inside it is told.
+    told = [path for path, _, _ in findings.values()]
+    return [
+        finding
+        for finding in findings.values()
+        if not (finding[1].startswith("found a mapping") and any(path[: len(finding[0])] == finding[0] != path for path in told))
+    ]
 
 
 def _finding(error: ErrorDetails, data: dict[str, Any], root: Node) -> Finding:
@@ -159,6 +170,8 @@ def _misspelt_elsewhere(key: str) -> str | None:
     if len(key) < 4 or (hint := did_you_mean(key, list(homes()))) is None:
         return None
     near = hint.split("`")[1]
+    if SequenceMatcher(None, key, near).ratio() < CLOSE:
+        return None
     # a key of one kind only is as strange here as the misspelt one
     anywhere = [place for place, kind in homes()[near] if kind is None]
     return f"did you mean `{dotted((*anywhere[0], near))}`?" if anywhere else None

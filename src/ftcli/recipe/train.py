@@ -26,9 +26,11 @@ class Train(Spec):
     """How far, how fast, on what hardware."""
 
     epochs: float | None = Field(default=None, gt=0)
-    """Passes over the examples; fractions are allowed. Without `epochs` and `steps` it is 1."""
+    """Passes over the examples; fractions are allowed. Without `epochs`, `steps` and `max_tokens` it is 1."""
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps, instead of `epochs`."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens to train on, instead of `epochs`: the run has as many examples as hold so many tokens on average."""
     global_batch_size: int = Field(default=32, ge=1)
     """Examples per optimizer step, over all devices."""
     micro_batch_tokens: int = Field(default=4096, ge=1)

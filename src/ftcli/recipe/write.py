@@ -38,7 +38,7 @@ def recipe_difference(old: Recipe, new: Recipe) -> list[str]:
 def _difference(path: str, old: Any, new: Any) -> list[str]:
     pairs: list[tuple[str, Any, Any]]
     if isinstance(old, BaseModel) and type(old) is type(new):
-        pairs = [(key, getattr(old, key), getattr(new, key)) for key in type(old).model_fields]
+        pairs = [(info.alias or key, getattr(old, key), getattr(new, key)) for key, info in type(old).model_fields.items()]
     elif isinstance(old, tuple) and isinstance(new, tuple) and any(isinstance(item, BaseModel) for item in (*old, *new)):
         pairs = [(str(index), *both) for index, both in enumerate(zip_longest(old, new, fillvalue=_ABSENT))]
     elif isinstance(old, dict) and isinstance(new, dict):

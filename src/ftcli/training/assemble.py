@@ -17,6 +17,9 @@ from ftcli.layout.virtual import has_prefix
 from ftcli.methods.parameter_groups import trained_parameters
 from ftcli.recipe.trackers import require_trackers
 from ftcli.training.batches import BatchSource
+from ftcli.training.new_tokens import NewTokens, settle_tokens
+from ftcli.training.own_text import with_own_text
+from ftcli.training.regularizers import Place, regularizers_of
 from ftcli.training.seeds import derive_seed, seed_torch
 from ftcli.training.step import Learner
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from ftcli.data.tree import TokenTree
     from ftcli.methods.context import AttachContext
+    from ftcli.models.settings import Model
     from ftcli.models.tokenizer import Tokenizer
     from ftcli.recipe.recipe import Recipe
 
@@ -48,6 +52,9 @@ class DataParts:
     tokenizer: Tokenizer
     prepared: Prepared
     order: Order
+    model: Model | None = None
+    """The recipe's model, its new tokens named; None where the recipe names all there are."""
+    new_tokens: NewTokens | None = None
 
     def probe_trees(self) -> list[TokenTree]:
         """A few examples that every proof uses."""
@@ -74,28 +81,39 @@ def assemble_data(recipe: Recipe, progress: Progress | None, first_rows: int | N
     Raises:
         RequestError: and its kinds, for anything wrong with tokenizer, template, files or rows.
     """
+    recipe, new_tokens = settle_tokens(recipe, first_rows)
     tokenizer = recipe.model.load_tokenizer()
     formats = recipe.objective.formats
-    prepared = prepare(recipe.data, tokenizer, cache_folder=cache_folder(), progress=progress, first_rows=first_rows, formats=formats)
+    described, notes = with_own_text(recipe, cache_folder(), progress, first_rows)
+    prepared = prepare(described, tokenizer, cache_folder=cache_folder(), progress=progress, first_rows=first_rows, formats=formats)
+    prepared = replace(prepared, notes=(*(new_tokens.lines() if new_tokens is not None else ()), *notes, *prepared.notes))
     order = Order(
-        [len(store) for store in prepared.train],
-        [float(store.lengths.mean()) for store in prepared.train],
+        [len(store.example_lengths) for store in prepared.train],
+        [store.mean_tokens for store in prepared.train],
         [entry.weight for entry in recipe.data.train],
         recipe.data.mixture,
+        roles=[store.role for store in prepared.train],
+        lengths=[store.example_lengths for store in prepared.train],
+        first_trees=[store.first_trees for store in prepared.train],
         global_batch_size=recipe.train.global_batch_size,
         epochs=recipe.train.epochs,
         steps=recipe.train.steps,
+        max_tokens=recipe.train.max_tokens,
         seed=recipe.train.seed,
     )
-    return DataParts(tokenizer, prepared, order)
+    if recipe.data.mixture.kind == "replay":
+        prepared = replace(prepared, notes=(*prepared.notes, order.plan_line([store.name for store in prepared.train])))
+    return DataParts(tokenizer, prepared, order, recipe.model, new_tokens)
 
 
 def settled(recipe: Recipe, data: DataParts) -> Recipe:
-    """The recipe with everything in its objective that only the data tells: the labels of a classifier.
+    """The recipe with everything in it that only the data tells: the labels of a classifier, mined tokens.
 
     Raises:
         DataError: the data is not what the objective needs.
     """
+    if data.model is not None and data.model is not recipe.model:
+        recipe = recipe.model_copy(update={"model": data.model})
     objective = recipe.objective.settled(data.prepared.train, data.prepared.evaluation, data.tokenizer)
     return recipe if objective is recipe.objective else recipe.model_copy(update={"objective": objective})
 
@@ -211,11 +229,13 @@ def attached(recipe: Recipe, base: PreTrainedModel, context: AttachContext) -> n
         RequestError: the method does not fit the model or the objective.
     """
     from ftcli.methods.class_head import let_head_train
+    from ftcli.models.added_rows import let_rows_train
     from ftcli.training.init_from import begin
 
     module = recipe.method.attach(base, context) if recipe.init_from is None else begin(recipe, base, context)
     if not recipe.method.reads_features:
         let_head_train(module, recipe.method.kind)
+    let_rows_train(module, recipe.model, recipe.method.artefact)
     return module
 
 
@@ -298,8 +318,17 @@ def frequent_answers(data: DataParts, count: int) -> list[list[int]]:
     return [list(answer) for answer, _ in counted.most_common(count)]
 
 
-def assemble_learner(recipe: Recipe, data: DataParts, parts: ModelParts, accelerator: Accelerator) -> tuple[Learner, BatchSource]:
-    """The optimizer and the batches, prepared for the devices of this run."""
+def assemble_learner(
+    recipe: Recipe, data: DataParts, parts: ModelParts, accelerator: Accelerator, place: Place | None = None
+) -> tuple[Learner, BatchSource]:
+    """The optimizer, the regularizers and the batches, prepared for the devices of this run.
+
+    Args:
+        place: where what regularizers need is kept.
+    """
+    regularizers = regularizers_of(
+        recipe, data, parts, accelerator, lambda other: load_base(other, data.tokenizer, accelerator.device), place or Place()
+    )
     weight_decay = getattr(recipe.train.optimizer, "weight_decay", 0.0)
     groups = recipe.method.parameter_groups(parts.module, parts.lr, weight_decay)
     optimizer = recipe.train.optimizer.build(groups, parts.lr)
@@ -314,6 +343,7 @@ def assemble_learner(recipe: Recipe, data: DataParts, parts: ModelParts, acceler
         max_grad_norm=recipe.train.max_grad_norm,
         seed=recipe.train.seed,
         num_sources=len(data.prepared.train),
+        regularizers=regularizers,
     )
     batches = BatchSource(
         stores=data.prepared.train,

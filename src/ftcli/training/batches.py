@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ftcli.data.store import TreeStore
     from ftcli.layout.batch import Batch
     from ftcli.objectives import Objective
+    from ftcli.objectives.objective import Posed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,8 +37,19 @@ class StepBatches:
     """Sum of the target weights of the whole step: the loss is divided by it, once."""
     num_tokens: int
     num_targets: int
+    source_tokens: list[int]
+    """Tokens of each source in the whole step."""
     digest: str
     """SHA-256 over the tokens, weights and labels of the whole step."""
+
+
+def digest_of(posed: Sequence[Posed]) -> str:
+    """SHA-256 over the tokens, weights and labels of a step's examples."""
+    digest = hashlib.sha256()
+    for item in posed:
+        digest.update(np.int64(len(item.tree)).tobytes() + item.tree.tokens.tobytes() + item.target_weights.tobytes())
+        digest.update(b"" if item.labels is None else item.labels.tobytes() + np.float64(item.weight).tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +71,6 @@ class BatchSource:
         trees = [self.stores[source].tree(index) for source, index in examples]
         posed = [self.objective.pose(tree) for tree in trees]
         plan = plan_micro_batches([len(item.tree) for item in posed], self.num_processes, self.micro_batch_tokens)
-        digest = hashlib.sha256()
-        for item in posed:
-            digest.update(np.int64(len(item.tree)).tobytes() + item.tree.tokens.tobytes() + item.target_weights.tobytes())
-            digest.update(b"" if item.labels is None else item.labels.tobytes() + np.float64(item.weight).tobytes())
         mine = plan[self.process_index]
         return StepBatches(
             step=step,
@@ -78,7 +86,11 @@ class BatchSource:
             normaliser=sum(item.weight for item in posed),
             num_tokens=sum(len(item.tree) for item in posed),
             num_targets=sum(item.num_targets for item in posed),
-            digest=digest.hexdigest(),
+            source_tokens=[
+                sum(len(item.tree) for item, (of, _) in zip(posed, examples, strict=True) if of == source)
+                for source in range(len(self.stores))
+            ],
+            digest=digest_of(posed),
         )
 
     def between(self, first: int, last: int) -> Iterator[StepBatches]:

@@ -48,6 +48,10 @@ class RunFolder:
     def samples_path(self) -> Path:
         return self.path / "samples.jsonl"
 
+    @property
+    def scores_path(self) -> Path:
+        return self.path / "scores.jsonl"
+
     def manifest(self) -> dict[str, Any]:
         """What the run says of itself; empty if there is no run."""
         if not self.manifest_path.exists():
@@ -82,7 +86,8 @@ class RunFolder:
         from ftcli.recipe.write import recipe_difference
 
         begun = load_recipe(self.resolved_path).recipe
-        difference = recipe_difference(begun, recipe.model_copy(update={"objective": recipe.objective.settled_as(begun.objective)}))
+        found = {"objective": recipe.objective.settled_as(begun.objective), "model": recipe.model.settled_as(begun.model)}
+        difference = recipe_difference(begun, recipe.model_copy(update=found))
         if difference:
             problems = [Problem("", line) for line in difference]
             raise RequestError(

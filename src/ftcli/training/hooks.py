@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcli.evaluation.loss import StoppedError
 from ftcli.files import said_when_disk_is_full
+from ftcli.training.manifest import memory_in_use
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,6 +76,10 @@ class Log:
         seconds, self.seconds = progress.seconds - self.seconds, progress.seconds
         for name, (loss_sum, weight) in zip(self.source_names, result.source_sums.tolist(), strict=True):
             _add(progress.pending, f"source/{name}", loss_sum, weight)
+        for name, tokens in zip(self.source_names, batches.source_tokens, strict=True):
+            _add(progress.pending, f"tokens/{name}", tokens, 0.0)
+        for name, value in result.regularizers.items():
+            _add(progress.pending, f"regularizer/{name}", value, 1)
         _add(progress.pending, "rates", batches.num_targets, seconds)
         if progress.step % self.every and not progress.is_last and progress.step != 1:
             return
@@ -88,19 +93,24 @@ class Log:
         sums = {name: progress.pending[f"source/{name}"] for name in self.source_names}
         losses = {name: loss_sum / weight for name, (loss_sum, weight) in sums.items() if weight > 0}
         targets, seconds = progress.pending["rates"]
-        return {
+        record = {
             "kind": "train",
             "step": progress.step,
             "loss": sum(loss_sum for loss_sum, _ in sums.values()) / sum(weight for _, weight in sums.values()),
             "lr": self.lr * self.factor_at(progress.step, progress.num_steps),
             "grad_norm": result.grad_norm,
             "target_tokens_per_second": targets / seconds if seconds > 0 else None,
+            "memory_bytes": memory_in_use(),
             "tokens": progress.tokens,
             "targets": progress.targets,
             "sources": losses,
+            "source_tokens": {name: int(progress.pending[f"tokens/{name}"][0]) for name in self.source_names},
             "batch_hash": progress.batch_chain,
             "seconds": round(progress.seconds, 3),
         }
+        sums = {key.removeprefix("regularizer/"): pair for key, pair in progress.pending.items() if key.startswith("regularizer/")}
+        held = {name: total / count for name, (total, count) in sums.items()}
+        return {**record, "regularizers": held} if held else record
 
 
 def _add(sums: dict[str, list[float]], name: str, first: float, second: float) -> None:
@@ -118,13 +128,15 @@ class Evaluate:
     metrics: Metrics
     early_stopping: EarlyStopping | None
     show: Callable[[dict[str, Any]], None]
+    first: int = 0
+    """The step at which the run begins: a branch does not begin at 0."""
 
     def after_step(self, progress: Progress, batches: StepBatches, result: StepResult) -> None:
         self.act(progress)
 
     def act(self, progress: Progress) -> None:
         """Evaluate if it is due and not yet done; a stop that is asked for meanwhile leaves it for the resumed run."""
-        is_due = progress.step == 0 or progress.is_last or (self.every is not None and progress.step % self.every == 0)
+        is_due = progress.step == self.first or progress.is_last or (self.every is not None and progress.step % self.every == 0)
         if not is_due or progress.evaluated_step == progress.step:
             return
         try:
@@ -138,9 +150,9 @@ class Evaluate:
         self.judge(progress, sources)
 
     def judge(self, progress: Progress, sources: dict[str, dict[str, Any]]) -> None:
-        """The best step is the one of lowest loss over the sources that are no retained ones; step 0 does not compete."""
+        """The best step is the one of lowest loss over the sources that are no retained ones; where the run began does not compete."""
         judged = [values for values in sources.values() if values["role"] == "target"] or list(sources.values())
-        if progress.step == 0 or not judged:
+        if progress.step == self.first or not judged:
             return
         targets = sum(values["targets"] for values in judged)
         loss = sum(values["loss"] * values["targets"] for values in judged) / targets

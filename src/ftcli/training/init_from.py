@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ftcli.errors import FtcliError, Problem, RequestError
 from ftcli.files import sha256_of
+from ftcli.models.added_rows import read_rows
 from ftcli.models.fingerprint import base_fingerprint, is_other_base, noted_base
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def begin(recipe: Recipe, base: PreTrainedModel, context: AttachContext) -> nn.M
         return recipe.method.attach(base, context)  # the weights of a checkpoint come next
     origin = find_origin(Path(recipe.init_from.path))
     _require_same_base(recipe, base, origin)
+    read_rows(base, origin.folder)
     if origin.artefact != recipe.method.artefact:
         raise _refused(origin, f"holds {_a(origin.artefact)}, and kind `{recipe.method.kind}` trains {_a(recipe.method.artefact)}", origin)
     if how == "stack":

@@ -31,6 +31,8 @@ class Progress:
     evaluations_without_gain: int = 0
     tokens: int = 0
     targets: int = 0
+    source_tokens: list[int] = field(default_factory=list)
+    """Tokens of each source so far."""
     seconds: float = 0.0
     """Spent in steps, without hooks."""
     metrics_bytes: int = 0
@@ -67,6 +69,8 @@ def train(
         progress.step = batches.step
         progress.tokens += batches.num_tokens
         progress.targets += batches.num_targets
+        before = progress.source_tokens or [0] * len(batches.source_tokens)
+        progress.source_tokens = [old + more for old, more in zip(before, batches.source_tokens, strict=True)]
         progress.batch_chain = hashlib.sha256((progress.batch_chain + batches.digest).encode()).hexdigest()
         progress.seconds += time.monotonic() - began
         for hook in hooks:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ftcli.data.tree import TokenTree
     from ftcli.layout.model import TreeModel
-    from ftcli.models.tokenizer import Tokenizer
+    from ftcli.models.generate import Answer
 
 # Beyond this many bytes only the beginning of every tensor is hashed, so that a large base costs seconds and not minutes.
 MAX_HASHED_BYTES = 2 * 2**30
@@ -88,10 +88,7 @@ def prove_reloaded(trained: Tensor, reloaded: Tensor, dtype: torch.dtype) -> Pro
     return Proof("saved = trained", difference <= tolerance, detail)
 
 
-def prove_stops(module: nn.Module, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> Proof:
+def prove_stops(answers: Sequence[Answer], max_new_tokens: int) -> Proof:
     """Answers to training prompts end by themselves."""
-    from ftcli.models.generate import generate
-
-    answers = generate(module, tokenizer, prompts, max_new_tokens=max_new_tokens)
     stopped = sum(answer.stopped for answer in answers)
     return Proof("generation stops", stopped == len(answers), f"{stopped} of {len(answers)} answers end within {max_new_tokens} tokens")

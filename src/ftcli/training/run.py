@@ -15,10 +15,15 @@ from ftcli.errors import InterruptedRun, Problem, RequestError, RunError
 from ftcli.evaluation.answers import Question, read_questions, score_answers
 from ftcli.evaluation.classification import write_class_report
 from ftcli.evaluation.loss import measure_loss
-from ftcli.files import new_folder, said_when_disk_is_full
+from ftcli.files import new_folder, said_when_disk_is_full, write_text
 from ftcli.layout.model import TreeModel, inner_model
+from ftcli.models.added_rows import read_rows, rows_in_place, write_rows
+from ftcli.models.changes import changes_of
+from ftcli.models.extended_tokenizer import TOKENS_FILE
 from ftcli.models.fingerprint import note_base
+from ftcli.models.generate import generate
 from ftcli.reporting.live import Reporter, RunHeader
+from ftcli.reporting.rows import mask_samples
 from ftcli.training.assemble import (
     DataParts,
     ModelParts,
@@ -29,16 +34,21 @@ from ftcli.training.assemble import (
     featured,
     load_base,
     make_accelerator,
+    model_width,
     settled,
 )
+from ftcli.training.branch import progress_at_begin
 from ftcli.training.checkpoint import Checkpoints, load_trainable, trainable_tensors, verified_state
 from ftcli.training.folder import RunFolder
 from ftcli.training.frozen_cache import CachePlan, plan_frozen_cache
 from ftcli.training.hooks import Checkpoint, Evaluate, Log, Metrics, default_save_every
 from ftcli.training.init_from import origin_note, require_same_origin
 from ftcli.training.loop import Progress, train
-from ftcli.training.manifest import environment, fingerprints
+from ftcli.training.manifest import environment, fingerprints, peak_memory_bytes, run_files, template_note
+from ftcli.training.probe import measured_losses, note_before, rendered_conversation, write_probe
 from ftcli.training.proofs import Proof, frozen_tensors, hash_tensors, probe_log_probs, prove_frozen, prove_reloaded, prove_stops
+from ftcli.training.realised import realised_mixture
+from ftcli.training.regularizers import Place
 from ftcli.training.resources import require_disk, require_memory
 from ftcli.training.signals import StopSignal
 from ftcli.training.step import Learner, NonFiniteError
@@ -47,6 +57,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ftcli.data.store import TreeStore
+    from ftcli.models.generate import Answer
     from ftcli.recipe.load import LoadedRecipe
     from ftcli.recipe.recipe import Recipe
     from ftcli.training.batches import BatchSource
@@ -104,6 +115,8 @@ def run_recipe(loaded: LoadedRecipe, reporter: Reporter, *, resume: bool = False
         run = Run(loaded, folder, data, parts, accelerator, reporter, stop, cache_plan=cache_plan)
         if accelerator.is_main_process and not goes_on:
             folder.begin(loaded, run.first_manifest())
+            if data.new_tokens is not None:
+                write_text(folder.path / TOKENS_FILE, "".join(f"{text}\n" for text in data.new_tokens.texts))
         accelerator.wait_for_everyone()
         try:
             return run.execute(goes_on)
@@ -151,15 +164,23 @@ class Run:
         began = time.monotonic()
         probe_trees = self.data.probe_trees()
         frozen_before = hash_tensors(frozen_tensors(parts.module))
-        learner, batch_source = assemble_learner(recipe, self.data, parts, self.accelerator)
+        if not goes_on:
+            before = probe_log_probs(parts.model, probe_trees)
+            if self.accelerator.is_main_process:
+                note_before(self.folder.path, before)
+        recorded = self.folder.manifest().get("hashes", {}).get("initial_trainable") if goes_on else None
+        place = Place(self.folder.path, recorded, self.reporter)
+        learner, batch_source = assemble_learner(recipe, self.data, parts, self.accelerator, place)
         cache = None if self.cache_plan is None else self.cache_plan.open(frozen_before)
         checkpoints = Checkpoints(self.folder.checkpoints_path, recipe.every.keep)
         metrics = Metrics(self.folder.metrics_path, self.accelerator)
-        progress = self._restore(checkpoints, learner, metrics) if goes_on else Progress(num_steps=self.data.order.num_steps)
+        progress = self._restore(checkpoints, learner, metrics) if goes_on else self._begin(learner)
         self._announce(progress)
         if recipe.trackers:
             self.accelerator.init_trackers(recipe.name, config={"recipe": self.loaded.text})
         evaluate, hooks = self._hooks(learner, metrics, checkpoints, progress.seconds)
+        if not checkpoints.steps():
+            evaluate.first = progress.step
         evaluate.act(progress)
         self._train(learner, batch_source, progress, hooks)
         if cache is not None:
@@ -172,12 +193,16 @@ class Run:
             self.accelerator.end_training()
         return summary
 
+    def _begin(self, learner: Learner) -> Progress:
+        return progress_at_begin(self.recipe, learner, self.data.order.num_steps)
+
     def _restore(self, checkpoints: Checkpoints, learner: Learner, metrics: Metrics) -> Progress:
         steps = checkpoints.steps()
-        progress = checkpoints.load(steps[-1], learner) if steps else Progress(num_steps=self.data.order.num_steps)
+        progress = checkpoints.load(steps[-1], learner) if steps else self._begin(learner)
         metrics.cut(progress.metrics_bytes)
         if not steps and self.accelerator.is_main_process:
             self.folder.samples_path.unlink(missing_ok=True)
+            self.folder.scores_path.unlink(missing_ok=True)
         kept, found = self.folder.manifest().get("hashes", {}), fingerprints(self.data)
         changed = [key for key in found if kept.get(key, found[key]) != found[key]]
         if changed:
@@ -293,9 +318,12 @@ class Run:
             return {}
         if store.name not in self.questions:
             self.questions[store.name] = read_questions(self.parts.module, store, self.data.tokenizer, settings.limit)
-        scores, samples = score_answers(self.parts.module, self.data.tokenizer, self.questions[store.name], settings, self.reporter)
-        with said_when_disk_is_full(self.folder.samples_path), self.folder.samples_path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"step": step, "source": store.name, **sample}, ensure_ascii=False) + "\n" for sample in samples)
+        rows: list[dict[str, Any]] = []
+        model, questions = self.parts.module, self.questions[store.name]
+        scores, samples = score_answers(model, self.data.tokenizer, questions, settings, self.reporter, rows.append)
+        for path, records in ((self.folder.samples_path, samples), (self.folder.scores_path, rows)):
+            with said_when_disk_is_full(path), path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"step": step, "source": store.name, **record}, ensure_ascii=False) + "\n" for record in records)
         return scores
 
     def first_manifest(self) -> dict[str, Any]:
@@ -320,6 +348,12 @@ class Run:
                 {"role": store.role, **store.report.to_json()} for store in (*self.data.prepared.train, *self.data.prepared.evaluation)
             ],
             "repeats": self.data.order.repeats(),
+            "audit": self.data.prepared.audit.to_json(),
+            "notes": list(self.data.prepared.notes),
+            "mask_samples": mask_samples(self.recipe.objective, self.data.prepared.train, self.data.tokenizer),
+            "template": template_note(self.recipe.model, self.data.tokenizer),
+            "default_lr": self.recipe.method.lr_at(model_width(self.parts.module)),
+            "new_tokens": None if self.data.new_tokens is None else self.data.new_tokens.to_json(),
             "environment": environment(self.accelerator),
             "proofs": [],
         }
@@ -338,19 +372,31 @@ class Run:
     def _finish(self, progress: Progress, probe_trees: list[Any], frozen_before: str, began: float) -> dict[str, Any]:
         """Save the result under its final name, prove it, and write what people read."""
         summary: dict[str, Any] = {}
+        recipe_artefact = self.recipe.method.artefact
         if self.accelerator.is_main_process:
             # A wrapper of its own: accelerate has put the mixed precision of training around the other's forward pass.
             trained = probe_log_probs(TreeModel(self.parts.module), probe_trees)
             self._save()
+            prompts, limit = self._stop_prompts()
+            answers = generate(self.parts.module, self.data.tokenizer, prompts, max_new_tokens=limit) if prompts else []
             proofs = [
                 Proof("layout", True, f"{self.parts.layout.layout}: {self.parts.layout.reason}"),
+                *(Proof(change.name, True, change.detail) for change in changes_of(inner_model(self.parts.module))),
                 prove_frozen(frozen_before, self.parts.module),
                 self._prove_reloaded(trained, probe_trees),
-                *self._prove_stops(),
+                *([prove_stops(answers, limit)] if answers else []),
             ]
+            change = self._write_probe(probe_trees, trained, prompts, answers, limit)
             summary = self._summary(progress, proofs, time.monotonic() - began)
             self.folder.update_manifest(
-                steps=progress.step, best_step=progress.best_step, proofs=summary["proofs"], seconds=summary["seconds"]
+                steps=progress.step,
+                best_step=progress.best_step,
+                proofs=summary["proofs"],
+                seconds=summary["seconds"],
+                total_seconds=summary["total_seconds"],
+                mixture=summary["mixture"],
+                peak_memory_bytes=peak_memory_bytes(),
+                probe_change=change,
             )
             failed = [Problem(proof.name, proof.detail) for proof in proofs if not proof.passed and proof.name != "generation stops"]
             if failed:
@@ -358,7 +404,7 @@ class Run:
             # The reports show the run as finished; what makes it so for a resume is the summary, which comes last.
             self.folder.update_manifest(status="finished")
             self._write_reports()
-            self.folder.update_manifest(summary=summary)
+            self.folder.update_manifest(summary=summary, files=run_files(self.folder.path, recipe_artefact))
             self.reporter.finish(summary)
         self.accelerator.wait_for_everyone()
         return summary
@@ -367,32 +413,55 @@ class Run:
         recipe = self.recipe
         with new_folder(self.folder.path / recipe.method.artefact) as partial:
             self.parts.model.use_layout("rows")
-            recipe.method.save(self.parts.module, partial)
+            with rows_in_place(self.parts.module):
+                recipe.method.save(self.parts.module, partial)
+                if recipe.method.artefact == "adapter":
+                    write_rows(self.parts.module, recipe.model, partial)
             self.data.tokenizer.save(partial)
             if recipe.method.artefact == "adapter":
-                note_base(partial, recipe.model.base, self.parts.base_fingerprint)
+                rope = None if recipe.model.rope is None else recipe.model.rope.model_dump()
+                note_base(partial, recipe.model.base, self.parts.base_fingerprint, rope)
 
     def _prove_reloaded(self, trained: Any, probe_trees: list[Any]) -> Proof:
         base = load_base(self.recipe, self.data.tokenizer, self.accelerator.device)
+        read_rows(base, self.folder.path / self.recipe.method.artefact)
         module = self.recipe.method.load(base, self.folder.path / self.recipe.method.artefact)
         reloaded = probe_log_probs(TreeModel(module), probe_trees)
         return prove_reloaded(trained, reloaded, inner_model(self.parts.module).dtype)
 
-    def _prove_stops(self) -> list[Proof]:
-        """For data with prompts: do answers end? Texts have no prompt to answer."""
+    def _write_probe(
+        self, trees: list[Any], trained: Any, prompts: list[str], answers: list[Answer], limit: int
+    ) -> dict[str, float] | None:  # fmt: skip
+        """Write what `ftcli verify` will ask again, and say how far training has moved the model."""
+        return write_probe(
+            self.folder.path,
+            trees=trees,
+            log_probs=trained,
+            losses=measured_losses(
+                TreeModel(self.parts.module), self.recipe.objective, self.data.prepared.evaluation, self.data.tokenizer.pad_id or 0
+            ),
+            conversation=rendered_conversation(self.data.tokenizer),
+            answers=answers,
+            prompts=prompts,
+            max_new_tokens=limit,
+        )
+
+    def _stop_prompts(self) -> tuple[list[str], int]:
+        """(prompts, most new tokens) to see whether answers end, of data with prompts: texts have no prompt to answer."""
         for store in self.data.prepared.train:
             questions = read_questions(self.parts.module, store, self.data.tokenizer, NUM_STOP_PROMPTS)
             if questions and self.data.tokenizer.stop_ids:
                 # Twice the longest reference: an answer that is only longer than most has not failed to stop.
                 longest = max(len(self.data.tokenizer.encode(question.reference)[0]) for question in questions)
                 limit = min(2 * longest + 16, MAX_STOP_TOKENS)
-                return [prove_stops(self.parts.module, self.data.tokenizer, [question.prompt for question in questions], limit)]
-        return []
+                return [question.prompt for question in questions], limit
+        return [], 0
 
     def _summary(self, progress: Progress, proofs: list[Proof], seconds: float) -> dict[str, Any]:
         records = [json.loads(line) for line in self.folder.metrics_path.read_text(encoding="utf-8").splitlines()]
         evaluations = [record["sources"] for record in records if record["kind"] == "evaluate"]
         losses = [record["loss"] for record in records if record["kind"] == "train"]
+        held = [record["regularizers"] for record in records if "regularizers" in record]
         return {
             "status": "finished",
             "name": self.recipe.name,
@@ -401,10 +470,14 @@ class Run:
             "loss": losses[-1] if losses else None,
             "before": evaluations[0] if evaluations else {},
             "after": evaluations[-1] if evaluations else {},
+            **({"regularizers": held[-1]} if held else {}),
             "proofs": [proof.to_json() for proof in proofs],
             "folder": str(self.folder.path),
+            "new_tokens": None if self.data.new_tokens is None else self.data.new_tokens.summary(),
             "artefact": self.recipe.method.artefact,
+            "merges": self.recipe.method.merges,
             "objective": self.recipe.objective.kind,
+            "mixture": realised_mixture(self.data.prepared.train, self.data.order, progress, records),
             "seconds": round(progress.seconds, 3),
             "total_seconds": round(seconds, 3),
         }

@@ -46,7 +46,13 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
 
 
 def _short_training(train: Train) -> Train:
-    changes: dict[str, Any] = {"epochs": None, "steps": STEPS, "global_batch_size": min(train.global_batch_size, 4), "compile": False}
+    changes: dict[str, Any] = {
+        "epochs": None,
+        "max_tokens": None,
+        "steps": STEPS,
+        "global_batch_size": min(train.global_batch_size, 4),
+        "compile": False,
+    }
     if getattr(train.schedule, "warmup_steps", None) is not None:
         changes["schedule"] = train.schedule.model_copy(update={"warmup_steps": 1})
     return train.model_copy(update=changes)
@@ -104,7 +110,8 @@ def smoke_run(loaded: LoadedRecipe, reporter: Reporter) -> dict[str, Any]:
     folder.update_manifest(summary=None)
     run_recipe(small, Reporter(stream=reporter.stream, silent=True), resume=True, first_rows=ROWS)
     reporter.note(f"\nresumed from the checkpoint of step {summary['steps']}, and proven again")
-    if small.recipe.method.artefact == "adapter":
+    method = small.recipe.method
+    if method.artefact == "adapter" and method.merges:
         from ftcli.exporting.merge_run import merge_run
 
         report = merge_run(folder.path, folder.path / "merged")

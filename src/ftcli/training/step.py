@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ftcli.methods.method import MethodSettings
     from ftcli.objectives import Objective
     from ftcli.objectives.objective import Losses
+    from ftcli.objectives.regularize.regularizer import AtWork
     from ftcli.training.batches import StepBatches
 
 
@@ -38,6 +40,7 @@ class Learner:
     max_grad_norm: float | None
     seed: int
     num_sources: int
+    regularizers: Sequence[AtWork] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +53,8 @@ class StepResult:
     """(num_sources, 2) float64 on the CPU: weighted loss sum and sum of weights of each source."""
     grad_norm: float
     """Global L2 norm before clipping."""
+    regularizers: dict[str, float] = field(default_factory=dict)
+    """What each regularizer adds to the loss, in nats per target; it is not in `loss`."""
 
 
 def optimizer_step(learner: Learner, batches: StepBatches, lr_factor: float) -> StepResult:
@@ -68,7 +73,9 @@ def optimizer_step(learner: Learner, batches: StepBatches, lr_factor: float) -> 
     learner.method.before_step(module, batches.step, learner.num_steps, learner.seed)
     if learner.method.forgets_at_rest:
         forget_resting(optimizer)
-    penalties = learner.method.penalties()
+    in_loss = [regularizer for regularizer in learner.regularizers if not regularizer.is_decoupled]
+    penalties = [*in_loss, *learner.method.penalties()]
+    penalty_sums = torch.zeros(len(penalties), dtype=torch.float64, device=accelerator.device)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * lr_factor
     source_sums = torch.zeros(learner.num_sources, 2, dtype=torch.float64, device=accelerator.device)
@@ -76,9 +83,12 @@ def optimizer_step(learner: Learner, batches: StepBatches, lr_factor: float) -> 
     for index, cpu_batch in enumerate(batches.micro_batches):
         batch = cpu_batch.to(accelerator.device)
         with nullcontext() if index == last else accelerator.no_sync(model):
-            outputs, penalty = model(batch, penalties) if penalties else (model(batch), 0.0)
+            outputs, added = model(batch, penalties) if penalties else (model(batch), None)
             losses = learner.objective.losses(outputs, batch)
-            loss_sum = (losses.values * losses.weights).sum() + penalty
+            loss_sum = (losses.values * losses.weights).sum()
+            if added is not None:
+                loss_sum = loss_sum + added.sum()
+                penalty_sums += added.detach()
             # Data-parallel wrappers average gradients over processes; the step's mean is over targets.
             accelerator.backward(loss_sum * (accelerator.num_processes / batches.normaliser))
         add_source_sums(source_sums, losses, batches.sources[index])
@@ -90,8 +100,18 @@ def optimizer_step(learner: Learner, batches: StepBatches, lr_factor: float) -> 
         raise NonFiniteError(batches.step, loss, grad_norm)
     optimizer.step()
     learner.method.after_update(module, batches.step, learner.num_steps)
+    held = regularize_weights(learner)
     optimizer.zero_grad()
-    return StepResult(loss=loss, source_sums=source_sums, grad_norm=grad_norm)
+    if in_loss:
+        means = accelerator.reduce(penalty_sums).cpu() / batches.normaliser
+        held |= {regularizer.name: float(mean) for regularizer, mean in zip(in_loss, means[: len(in_loss)], strict=True)}
+    return StepResult(loss=loss, source_sums=source_sums, grad_norm=grad_norm, regularizers=held)
+
+
+def regularize_weights(learner: Learner) -> dict[str, float]:
+    """Let regularizers act after the update; the losses of those that are decoupled."""
+    acted = {regularizer.name: regularizer.after_update(learner.optimizer) for regularizer in learner.regularizers}
+    return {name: float(value) for name, value in acted.items() if value is not None}
 
 
 def forget_resting(optimizer: AcceleratedOptimizer) -> None:

@@ -12,6 +12,8 @@ from ftcli.errors import Problem, RequestError
 from ftcli.exporting.checks import Check
 from ftcli.exporting.difference import compare, logits_on
 from ftcli.exporting.formats.format import Format, Subject
+from ftcli.models.added_rows import ROWS_FILE
+from ftcli.models.fingerprint import BASE_FILE
 
 if TYPE_CHECKING:
     from ftcli.exporting.source import Source
@@ -78,4 +80,7 @@ def copy_adapter(source: Source, folder: Path) -> None:
     origin = adapter_folder(source)
     shutil.copyfile(origin / WEIGHTS_FILE, folder / WEIGHTS_FILE)
     config = json.loads((origin / CONFIG_FILE).read_text(encoding="utf-8"))
+    for name in (ROWS_FILE, BASE_FILE):
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, folder / name)
     (folder / CONFIG_FILE).write_text(json.dumps(config | {"inference_mode": True}, indent=2) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from ftcli.exporting.export_card import is_hub_id
 from ftcli.exporting.formats.adapter import CONFIG_FILE, MAX_KL, adapter_folder, copy_adapter
 from ftcli.exporting.formats.format import Format, Subject
 from ftcli.exporting.formats.hf import BYTES_PER_WEIGHT
+from ftcli.models.added_rows import needs_another_base
 from ftcli.models.load import save_model
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ def _unservable(source: Source) -> list[str]:
         found.append("it is DoRA, whose magnitudes vLLM does not apply")
     if config.get("modules_to_save"):
         found.append(f"it brings modules of its own: {', '.join(config['modules_to_save'])}")
+    if (needed := needs_another_base(adapter_folder(source))) is not None:
+        found.append(f"{needed}, and vLLM serves the base as it is")
     if config.get("bias", "none") != "none":
         found.append("it trains biases")
     if config.get("alpha_pattern") or len({config.get("r"), *(config.get("rank_pattern") or {}).values()}) > 1:

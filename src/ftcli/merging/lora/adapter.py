@@ -21,6 +21,7 @@ import numpy as np
 from ftcli.errors import Problem, RequestError
 from ftcli.merging.lora.stored import StoredTensors, name_in_checkpoint, stored_file
 from ftcli.merging.numbers import Array
+from ftcli.models.added_rows import needs_another_base
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -177,6 +178,8 @@ def open_adapter(name: str, folder: Path) -> Adapter:
     if not (place / WEIGHTS_FILE).is_file():
         problem = Problem(name, f"has no `{WEIGHTS_FILE}`", "weights are read from safetensors only")
         raise RequestError("the adapter cannot be read", [problem])
+    if (needed := needs_another_base(place)) is not None:
+        raise RequestError("the adapter cannot be merged with others", [Problem(name, needed, "`ftcli merge` of its run makes a model")])
     return Adapter(name, place, config, stored_file(place / WEIGHTS_FILE))
 
 

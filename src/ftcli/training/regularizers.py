@@ -1,0 +1,338 @@
+"""The regularizers of a run at work: what each asks for is made here, once, and kept where a resumed run finds it.
+
+In the run folder:
+    start.safetensors     the first values of an adapter's weights; those of whole models are loaded again from their base
+    fisher.safetensors    the Fisher information that `ewc` holds with, for a resumed run and for later ones
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcli.errors import Problem, RequestError, RunError
+from ftcli.files import PARTIAL, said_when_disk_is_full
+from ftcli.layout.model import inner_model
+from ftcli.training.proofs import frozen_tensors, hash_tensors
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from ftcli.data.prepare import Progress
+    from ftcli.data.store import TreeStore
+    from ftcli.objectives.regularize.ewc import EWC
+    from ftcli.objectives.regularize.regularizer import AtWork
+    from ftcli.objectives.regularize.start import Start
+    from ftcli.objectives.regularize.teacher import Teacher
+    from ftcli.objectives.regularize.teacher_cache import TeacherCache
+    from ftcli.recipe.recipe import Recipe
+    from ftcli.training.assemble import DataParts, ModelParts
+
+START_FILE, FISHER_FILE = "start.safetensors", "fisher.safetensors"
+# Raise it when the same weights and trees give other answers or another Fisher information than before.
+CODE_VERSION = 1
+MICRO_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where what belongs to a run is kept, and who is told how far it is."""
+
+    folder: Path | None = None
+    """Of the run; None where nothing shall be left."""
+    recorded_start: str | None = None
+    """Hash of the first values of the trained weights, where the run is resumed."""
+    progress: Progress | None = None
+
+
+def regularizers_of(
+    recipe: Recipe,
+    data: DataParts,
+    parts: ModelParts,
+    accelerator: Accelerator,
+    load_base: Callable[[Recipe], PreTrainedModel],
+    place: Place,
+) -> tuple[AtWork, ...]:
+    """The recipe's regularizers, ready for the first step; those of weight 0 are not there.
+
+    Args:
+        parts: the weights as the run begins, or, where an adapter is about to be restored, any others.
+        load_base: the base of a recipe on the run's device.
+
+    Raises:
+        RequestError: one of them does not fit the run.
+        RunError: the run is resumed, and its first weights cannot be had again.
+    """
+    from ftcli.objectives.regularize.regularizer import RegularizeContext
+
+    wanted = [(index, settings) for index, settings in enumerate(recipe.objective.regularize) if settings.weight > 0]
+    if not wanted:
+        return ()
+    making = _Making(recipe, data, parts, accelerator, load_base, place)
+    making.require_same_start()
+    context = RegularizeContext(
+        roles=[entry.role for entry in recipe.data.train],
+        start=lambda: making.start,
+        head_names=making.head_names(),
+        teacher=making.teacher,
+        cached=making.cached,
+        fisher=making.fisher,
+    )
+    kinds = [settings.kind for _, settings in wanted]
+    return tuple(
+        settings.build(settings.kind if kinds.count(settings.kind) == 1 else f"{settings.kind}.{index}", context)
+        for index, settings in wanted
+    )
+
+
+@dataclass
+class _Making:
+    """What regularizers ask for, each made when it is first asked for."""
+
+    recipe: Recipe
+    data: DataParts
+    parts: ModelParts
+    accelerator: Accelerator
+    load_base: Callable[[Recipe], PreTrainedModel]
+    place: Place
+
+    # ---- the start -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def start(self) -> Start:
+        """The first values of the trained weights, whatever they are now."""
+        from safetensors.torch import load_file
+
+        from ftcli.methods.parameter_groups import trained_parameters
+        from ftcli.objectives.regularize.start import Start
+
+        folder = self.place.folder
+        path = None if folder is None or self.recipe.method.artefact == "model" else folder / START_FILE
+        if path is not None and path.is_file():
+            return Start(dict(trained_parameters(self.parts.module)), load_file(path))
+        start = Start.of(self.parts.module)
+        if path is not None and self.accelerator.is_main_process:
+            _save(path, start.values)
+        return start
+
+    def require_same_start(self) -> None:
+        """Refuse to hold near another start than the run had.
+
+        Raises:
+            RunError: it is another.
+        """
+        recorded = self.place.recorded_start
+        if recorded is not None and hash_tensors(self.start.values.items()) != recorded:
+            raise RunError("the weights that this run began with cannot be had again: `objective.regularize` would hold near others")
+
+    def head_names(self) -> frozenset[str]:
+        """Trained parameters of a fresh classification head."""
+        from ftcli.methods.parameter_groups import trained_parameters
+        from ftcli.models.classifier import head_names
+
+        heads = head_names(inner_model(self.parts.module))
+        names = [name for name, _ in trained_parameters(self.parts.module)]
+        return frozenset(name for name in names if any(f".{head}." in f".{name}" for head in heads))
+
+    # ---- teachers --------------------------------------------------------------------------------------------------------
+
+    def teacher(self, name: str) -> Teacher:
+        """The model that answers under `name`."""
+        from ftcli.objectives.regularize.teacher import AdapterOff, AtStart, OtherModel
+
+        is_whole = self.recipe.method.artefact == "model"
+        if name == "base" and not is_whole:
+            return AdapterOff()
+        if name == "start" or (name == "base" and self.recipe.init_from is None):
+            return AtStart(self.start)
+        return OtherModel(self._other_model(None if name == "base" else name))
+
+    def _other_model(self, reference: str | None) -> Any:
+        """A model for the run's batches: another one, or the recipe's own base.
+
+        Raises:
+            RequestError: its vocabulary is another, or the layout does not fit it.
+        """
+        from ftcli.layout.model import TreeModel
+        from ftcli.layout.probe import choose_layout
+
+        recipe = self.recipe
+        if reference is not None:
+            # What else is said of the base, its growth for one, is not said of the teacher.
+            kept = recipe.model.model_dump(include={"dtype", "attention", "trust_remote_code"})
+            recipe = recipe.model_copy(update={"model": type(recipe.model)(base=reference, **kept)})
+        base = self.load_base(recipe)
+        ours, theirs = (len(m.get_output_embeddings().weight) for m in (inner_model(self.parts.module), base))
+        if ours != theirs:
+            what = f"`{reference or recipe.model.base}` predicts {theirs} tokens and the model {ours}"
+            problem = Problem("objective.regularize.teacher", what, "a model of the same vocabulary")
+            raise RequestError("the teacher does not fit the model", [problem])
+        model = TreeModel(base)
+        trees, layout = self.data.probe_trees(), self.parts.layout.layout
+        choose_layout(model, trees, layout, frozenset({"forest", "rows"}), self.recipe.data.max_length)
+        return model
+
+    def cached(self, teacher: Teacher, name: str, sources: Sequence[int], top_k: int, temperature: float) -> TeacherCache:
+        """The answers to all targets of these sources that the run will see, from disk or computed now."""
+        from ftcli.objectives.regularize.teacher_cache import TeacherCache, write_answers
+
+        seen = self._trees_seen(sources)
+        vocabulary = len(inner_model(self.parts.module).get_output_embeddings().weight)
+        top_k = min(top_k, vocabulary - 1)
+        folders = {}
+        with self.accelerator.main_process_first():
+            key = self._teacher_key(teacher, name)
+            for source, trees in seen.items():
+                store = self.data.prepared.train[source]
+                settings = [key, top_k, temperature, self.parts.layout.layout, self.recipe.objective.model_dump(exclude={"regularize"})]
+                digest = hashlib.sha256(repr(settings).encode() + trees.tobytes()).hexdigest()[:32]
+                folders[source] = store.folder / f"teacher-{digest}"
+                if not folders[source].is_dir():
+                    write_answers(
+                        folders[source],
+                        teacher,
+                        self.parts.model,
+                        store,
+                        trees,
+                        self.recipe.objective,
+                        top_k=top_k,
+                        temperature=temperature,
+                        micro_batch_tokens=MICRO_BATCH_TOKENS,
+                        pad_id=self.data.tokenizer.pad_id or 0,
+                        tell=self._teller(len(trees), f"answers of the teacher on {store.name}"),
+                    )
+        return TeacherCache(folders)
+
+    def _trees_seen(self, sources: Sequence[int]) -> dict[int, Any]:
+        """By source, the trees that some step of the run has, ascending."""
+        import numpy as np
+
+        seen: dict[int, set[int]] = {source: set() for source in sources}
+        for step in range(1, self.data.order.num_steps + 1):
+            for source, tree in self.data.order.examples_at(step):
+                if source in seen:
+                    seen[source].add(tree)
+        return {source: np.array(sorted(trees), dtype=np.int64) for source, trees in seen.items() if trees}
+
+    def _teacher_key(self, teacher: Teacher, name: str) -> str:
+        """All that a teacher's answers depend on but the trees."""
+        import torch
+
+        is_off = name == "base" and self.recipe.method.artefact == "adapter"
+        with teacher.lent(self.parts.model) as model:
+            weights = hash_tensors(frozen_tensors(model.module) if is_off else model.module.named_parameters())
+            dtype = inner_model(model.module).dtype
+        return repr([CODE_VERSION, weights, dtype, self.accelerator.mixed_precision, is_off, torch.__version__])
+
+    # ---- the Fisher information ------------------------------------------------------------------------------------------
+
+    def fisher(self, settings: EWC) -> dict[str, Tensor]:
+        """F at the start, with that of an earlier run where one is named; the main process measures for all."""
+        kept = None if self.place.folder is None else self.place.folder / FISHER_FILE
+        with self.accelerator.main_process_first():
+            if kept is not None and kept.is_file():
+                return self._read(kept, "objective.regularize")
+            found = self._measured(settings)
+            if settings.earlier is not None:
+                from ftcli.objectives.regularize.fisher import with_earlier
+
+                earlier = Path(settings.earlier) / FISHER_FILE
+                if not earlier.is_file():
+                    what = f"`{settings.earlier}` is no run with `ewc`: it has no {FISHER_FILE}"
+                    raise RequestError("the earlier Fisher information cannot be had", [Problem("objective.regularize.earlier", what)])
+                found = with_earlier(found, self._read(earlier, "objective.regularize.earlier"), settings.decay)
+            if kept is not None:
+                _save(kept, found)
+        return found
+
+    def _read(self, path: Path, where: str) -> dict[str, Tensor]:
+        """F from a file, on the devices of the weights.
+
+        Raises:
+            RequestError: it is of other weights.
+        """
+        from safetensors.torch import load_file
+
+        found = load_file(path)
+        shapes = {name: parameter.shape for name, parameter, _ in self.start.pairs()}
+        if {name: tensor.shape for name, tensor in found.items()} != shapes:
+            problem = Problem(where, f"`{path}` is of other weights than those that train here", "the same base and method")
+            raise RequestError("the Fisher information does not fit", [problem])
+        return {name: found[name].to(parameter.device) for name, parameter, _ in self.start.pairs()}
+
+    def _measured(self, settings: EWC) -> dict[str, Tensor]:
+        """F from the cache, or measured now."""
+        import torch
+
+        from ftcli.objectives.regularize.fisher import measured_fisher
+
+        stores = self._fisher_stores(settings)
+        weights = hash_tensors([*self.start.values.items(), *frozen_tensors(self.parts.module)])
+        content = [
+            *(CODE_VERSION, weights, settings.examples, settings.labels, self.recipe.train.seed, self.parts.layout.layout),
+            *(self.recipe.objective.model_dump(exclude={"regularize"}), [store.report.cache_key for store in stores], torch.__version__),
+        ]
+        path = stores[0].folder / f"fisher-{hashlib.sha256(repr(content).encode()).hexdigest()[:32]}.safetensors"
+        if path.is_file():
+            return self._read(path, "objective.regularize")
+        found = measured_fisher(
+            self.parts.model,
+            self.start,
+            stores,
+            self.recipe.objective,
+            examples=settings.examples,
+            draws_labels=settings.labels == "model",
+            seed=self.recipe.train.seed,
+            pad_id=self.data.tokenizer.pad_id or 0,
+            tell=self._teller(min(settings.examples, sum(map(len, stores))), "measuring the Fisher information"),
+        )
+        _save(path, found)
+        return found
+
+    def _fisher_stores(self, settings: EWC) -> Sequence[TreeStore]:
+        """What F is measured on.
+
+        Raises:
+            RequestError: there are no such rows.
+        """
+        from ftcli.data.cache import default_cache_folder
+        from ftcli.data.prepare import prepare
+        from ftcli.data.settings import Data, TrainSource
+        from ftcli.objectives.regularize.regularizer import sources_with
+        from ftcli.training.own_text import with_own_text
+
+        if settings.rows is None:
+            found = sources_with("replay", [entry.role for entry in self.recipe.data.train])
+            if not found:
+                what = "no training source has `role: replay` to measure on"
+                problem = Problem("objective.regularize", what, "give `rows: {source: ...}`: text of the kind to be kept")
+                raise RequestError("`ewc` has nothing to measure on", [problem])
+            return [self.data.prepared.train[index] for index in found]
+        source = TrainSource(source=settings.rows.source, format=settings.rows.format)
+        own = self.recipe.data
+        data = Data(train=(source,), holdout=0.0, max_length=own.max_length, on_overflow=own.on_overflow, workers=own.workers)
+        described = self.recipe.model_copy(update={"data": data})
+        data, _ = with_own_text(described, default_cache_folder(), self.place.progress)
+        return prepare(data, self.data.tokenizer, cache_folder=default_cache_folder(), progress=self.place.progress).train
+
+    def _teller(self, total: int, what: str) -> Callable[[int], None]:
+        progress = self.place.progress
+        return (lambda done: None) if progress is None else (lambda done: progress.update(done, total, what))
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors under a name that is there only when they are complete."""
+    from safetensors.torch import save_file
+
+    partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
+    with said_when_disk_is_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        partial.replace(path)

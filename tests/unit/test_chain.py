@@ -1,0 +1,187 @@
+"""Chains: stages that begin where the one before ended, stopped anywhere, and reported over all."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.conftest import ROOT
+
+from ftcli.cli.main import run
+from ftcli.errors import RecipeError
+from ftcli.recipe.chain import load_chain
+from ftcli.training import chain as chain_module
+from ftcli.training.chain import read_chain
+from ftcli.training.stages import beginning_proofs
+
+TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+LORA = {"kind": "lora", "rank": 4}
+
+
+def data(name: str, layout: str, **test: Any) -> dict[str, Any]:
+    train = {"source": {"kind": "builtin", "name": name}, "format": {"kind": layout}, "limit": 12}
+    held = {"source": {"kind": "builtin", "name": name, "split": "test"}, "format": {"kind": layout}, "limit": 4, "name": name}
+    return {"train": [train], "evaluation": [held], "max_length": 256, **test}
+
+
+def stage(name: str, method: dict[str, Any], source: str = "orders", layout: str = "chat", **parts: Any) -> dict[str, Any]:
+    return {"name": name, "method": method, "data": data(source, layout), **parts}
+
+
+STAGES = [
+    stage("domain", {"kind": "full"}, "clinic", "text"),
+    stage("task", LORA),
+    stage("on", LORA, "reviews", "completion"),
+    stage("last", {"kind": "ia3"}),
+]
+
+
+def write_chain(folder: Path, stages: list[dict[str, Any]], **parts: Any) -> Path:
+    document = {
+        "version": 1,
+        "name": "chain",
+        "model": {"init": {"architecture": "llama", "config": TINY}, "tokenizer": "builtin:tiny"},
+        "train": {"steps": 4, "global_batch_size": 3, "lr": 1e-2},
+        "every": {"log": 2, "save": 2},
+        "stages": stages,
+        "output": str(folder / "out"),
+        **parts,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "chain.yaml"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def results(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted((folder / "out" / "stages").glob("*/*/*.safetensors")):
+        if "checkpoints" not in file.parts:
+            found |= {f"{file.relative_to(folder)} {name}": tensor for name, tensor in load_file(file).items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chain of four stages: a whole model, an adapter on it, the same adapter trained on, and another kind on the merged model."""
+    folder = tmp_path_factory.mktemp("chain")
+    assert run(["train", str(write_chain(folder, STAGES))]) == 0
+    return folder
+
+
+def test_each_stage_begins_where_the_one_before_ended(whole: Path) -> None:
+    found = read_chain(whole / "out")
+    assert [stage["begin"] for stage in found["stages"]] == ["base", "model", "keep", "merge"]
+    assert found["status"] == "finished"
+    assert len(found["proofs"]) == 3
+    assert all(proof["passed"] for proof in found["proofs"])
+
+
+def test_the_matrix_holds_what_every_stage_measured_of_its_own_and_earlier_sources(whole: Path) -> None:
+    matrix = read_chain(whole / "out")["matrix"]
+    assert (matrix["stages"], matrix["sources"]) == (["before", "domain", "task", "on", "last"], ["clinic", "orders", "reviews"])
+    assert matrix["learnt_at"] == [1, 2, 3]
+    known = [[value is not None for value in row] for row in matrix["bits_per_byte"]]
+    assert known == [[True, False, False], [True, False, False], [True, True, False], [True, True, True], [True, True, True]]
+    own = json.loads((whole / "out" / "stages" / "02-task" / "manifest.json").read_text())["summary"]
+    assert matrix["bits_per_byte"][2][1] == own["after"]["orders"]["bits_per_byte"]
+    assert own["after"]["clinic"]["role"] == "retained"
+
+
+def test_a_finished_chain_has_nothing_left_to_do_and_is_not_written_over(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = results(whole)
+    assert run(["train", str(whole / "chain.yaml")]) == 2
+    assert "already holds a chain" in capsys.readouterr().err
+    assert run(["train", str(whole / "chain.yaml"), "--resume"]) == 0
+    after = results(whole)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("moment", ["in a stage", "between stages", "before the merge"])
+def test_a_chain_that_was_stopped_ends_bitwise_as_one_that_was_not(
+    whole: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftcli.training.hooks import Checkpoint
+
+    original, begun = Checkpoint.after_step, chain_module.run_recipe
+
+    def after_step(self: Checkpoint, progress: Any, batches: Any, result: Any) -> None:
+        if progress.step == 3 and "02-task" in str(self.checkpoints.folder):
+            self.stop.handle(signal.SIGTERM, None)
+        original(self, progress, batches, result)
+
+    def killed(*arguments: Any, **options: Any) -> Any:
+        if arguments[0].recipe.name == "on":
+            raise KeyboardInterrupt
+        return begun(*arguments, **options)
+
+    def killed_merge(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if moment == "in a stage":
+            patch.setattr(Checkpoint, "after_step", after_step)
+        elif moment == "between stages":
+            patch.setattr(chain_module, "run_recipe", killed)
+        else:
+            patch.setattr(chain_module, "_merge_before", killed_merge)
+        assert run(["train", str(write_chain(tmp_path, STAGES))]) in (75, 130)
+    assert read_chain(tmp_path / "out")["status"] == "running"
+    assert run(["train", str(tmp_path / "chain.yaml"), "--resume"]) == 0
+    expected, found = results(whole), results(tmp_path)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_stage_that_begins_elsewhere_is_caught(whole: Path) -> None:
+    found = read_chain(whole / "out")
+    summaries = [json.loads((Path(stage["folder"]) / "manifest.json").read_text())["summary"] for stage in found["stages"]]
+    summaries[2]["before"]["orders"]["loss"] += 0.1
+    proofs = beginning_proofs([stage["name"] for stage in found["stages"]], summaries)
+    assert [proof["passed"] for proof in proofs] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": [stage("a", LORA), stage("a", LORA)]}, "stages.1.name (line 1"),
+        ({"stages": [stage("a", {"kind": "lroa"})]}, "did you mean `lora`?"),
+        ({"stages": [{"name": "a"}]}, "missing key `data`"),
+        ({"stages": []}, "stages"),
+        ({"stages": [stage("a", LORA, begin="keep")]}, "the first stage begins at `model`"),
+        ({"stages": [stage("a", LORA), stage("b", {"kind": "ia3"}, begin="keep")]}, "`ia3` cannot train an adapter of `lora` on"),
+        ({"stages": [stage("a", {"kind": "prompt"}), stage("b", LORA)]}, "cannot be merged"),
+        ({"stages": [stage("a", LORA, train={"steps": 3, "epochs": 2.0})]}, "stages.0.train"),
+    ],
+)
+def test_what_is_wrong_with_any_stage_is_said_at_its_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_chain(write_chain(tmp_path, **{"stages": STAGES, **change}))
+    assert message in str(caught.value)
+
+
+def test_rows_of_the_last_stage_are_looked_at_before_the_first_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_chain(tmp_path, [*STAGES[:1], stage("wrong", LORA, "clinic", "completion")])
+    assert run(["train", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "stage `wrong`: " in said
+    assert "column `prompt` is not there" in said
+    assert not (tmp_path / "out").exists()
+    assert run(["check", "--fast", str(path)]) == 2
+
+
+def test_stages_that_changed_are_not_gone_on_with(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_chain(tmp_path, [STAGES[0], stage("other", LORA)], output=str(whole / "out"))
+    assert run(["train", str(path), "--resume"]) == 2
+    assert "the stages have changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("chain-*.yaml")), ids=lambda path: path.name)
+def test_every_chain_of_the_project_passes_the_check(path: Path) -> None:
+    assert run(["check", "--fast", str(path)]) == 0
