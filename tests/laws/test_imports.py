@@ -23,6 +23,7 @@ FLOORS = (
     {
         "training.lr_find",
         "training.run",
+        "training.record",
         "evaluation.evaluate",
         "evaluation.details",
         "evaluation.approaches",
@@ -35,6 +36,7 @@ FLOORS = (
         "serving",
     },
     {"cli"},
+    {"__main__"},
 )
 LIGHT = ("errors", "spec", "units", "files", "cli", "data", "merging", "methods", "metrics", "objectives", "optim", "recipe")
 # in a light room, but imported only where there is a model

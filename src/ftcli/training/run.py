@@ -23,7 +23,6 @@ from ftcli.models.extended_tokenizer import TOKENS_FILE
 from ftcli.models.fingerprint import note_base
 from ftcli.models.generate import generate
 from ftcli.reporting.live import Reporter, RunHeader
-from ftcli.reporting.rows import mask_samples
 from ftcli.training.assemble import (
     DataParts,
     ModelParts,
@@ -34,20 +33,19 @@ from ftcli.training.assemble import (
     featured,
     load_base,
     make_accelerator,
-    model_width,
     settled,
 )
 from ftcli.training.branch import progress_at_begin
-from ftcli.training.checkpoint import Checkpoints, load_trainable, trainable_tensors, verified_state
+from ftcli.training.checkpoint import Checkpoints, load_trainable, verified_state
 from ftcli.training.folder import RunFolder
 from ftcli.training.frozen_cache import CachePlan, plan_frozen_cache
 from ftcli.training.hooks import Checkpoint, Evaluate, Log, Metrics, default_save_every
-from ftcli.training.init_from import origin_note, require_same_origin
+from ftcli.training.init_from import require_same_origin
 from ftcli.training.loop import Progress, train
-from ftcli.training.manifest import environment, fingerprints, peak_memory_bytes, run_files, template_note
+from ftcli.training.manifest import fingerprints, peak_memory_bytes, run_files
 from ftcli.training.probe import measured_losses, note_before, rendered_conversation, write_probe
 from ftcli.training.proofs import Proof, frozen_tensors, hash_tensors, probe_log_probs, prove_frozen, prove_reloaded, prove_stops
-from ftcli.training.realised import realised_mixture
+from ftcli.training.record import first_manifest, summary_of
 from ftcli.training.regularizers import Place
 from ftcli.training.resources import require_disk, require_memory
 from ftcli.training.signals import StopSignal
@@ -114,7 +112,7 @@ def run_recipe(loaded: LoadedRecipe, reporter: Reporter, *, resume: bool = False
             reporter.note(note)
         run = Run(loaded, folder, data, parts, accelerator, reporter, stop, cache_plan=cache_plan)
         if accelerator.is_main_process and not goes_on:
-            folder.begin(loaded, run.first_manifest())
+            folder.begin(loaded, first_manifest(recipe, data, parts, accelerator))
             if data.new_tokens is not None:
                 write_text(folder.path / TOKENS_FILE, "".join(f"{text}\n" for text in data.new_tokens.texts))
         accelerator.wait_for_everyone()
@@ -326,38 +324,6 @@ class Run:
                 file.writelines(json.dumps({"step": step, "source": store.name, **record}, ensure_ascii=False) + "\n" for record in records)
         return scores
 
-    def first_manifest(self) -> dict[str, Any]:
-        trainable, total = count_parameters(self.parts.module)
-        return {
-            "status": "running",
-            "name": self.recipe.name,
-            "method": self.recipe.method.kind,
-            "base": self.recipe.model.base,
-            "base_fingerprint": self.parts.base_fingerprint,
-            "init_from": origin_note(self.recipe),
-            "artefact": self.recipe.method.artefact,
-            "num_steps": self.data.order.num_steps,
-            "steps": 0,
-            "seed": self.recipe.train.seed,
-            "lr": self.parts.lr,
-            "parameters": {"trainable": trainable, "total": total},
-            "what_trains": self.recipe.method.what_trains(self.parts.module),
-            "layout": self.parts.layout.to_json(),
-            "hashes": {**fingerprints(self.data), "initial_trainable": hash_tensors(trainable_tensors(self.parts.module).items())},
-            "data": [
-                {"role": store.role, **store.report.to_json()} for store in (*self.data.prepared.train, *self.data.prepared.evaluation)
-            ],
-            "repeats": self.data.order.repeats(),
-            "audit": self.data.prepared.audit.to_json(),
-            "notes": list(self.data.prepared.notes),
-            "mask_samples": mask_samples(self.recipe.objective, self.data.prepared.train, self.data.tokenizer),
-            "template": template_note(self.recipe.model, self.data.tokenizer),
-            "default_lr": self.recipe.method.lr_at(model_width(self.parts.module)),
-            "new_tokens": None if self.data.new_tokens is None else self.data.new_tokens.to_json(),
-            "environment": environment(self.accelerator),
-            "proofs": [],
-        }
-
     def note_status(self, status: str) -> None:
         """Say in the manifest how the run stands."""
         # On a full disk this cannot be said; what is being raised says why.
@@ -387,7 +353,7 @@ class Run:
                 *([prove_stops(answers, limit)] if answers else []),
             ]
             change = self._write_probe(probe_trees, trained, prompts, answers, limit)
-            summary = self._summary(progress, proofs, time.monotonic() - began)
+            summary = summary_of(self.recipe, self.data, self.folder, progress, proofs, time.monotonic() - began)
             self.folder.update_manifest(
                 steps=progress.step,
                 best_step=progress.best_step,
@@ -456,31 +422,6 @@ class Run:
                 limit = min(2 * longest + 16, MAX_STOP_TOKENS)
                 return [question.prompt for question in questions], limit
         return [], 0
-
-    def _summary(self, progress: Progress, proofs: list[Proof], seconds: float) -> dict[str, Any]:
-        records = [json.loads(line) for line in self.folder.metrics_path.read_text(encoding="utf-8").splitlines()]
-        evaluations = [record["sources"] for record in records if record["kind"] == "evaluate"]
-        losses = [record["loss"] for record in records if record["kind"] == "train"]
-        held = [record["regularizers"] for record in records if "regularizers" in record]
-        return {
-            "status": "finished",
-            "name": self.recipe.name,
-            "steps": progress.step,
-            "best_step": progress.best_step,
-            "loss": losses[-1] if losses else None,
-            "before": evaluations[0] if evaluations else {},
-            "after": evaluations[-1] if evaluations else {},
-            **({"regularizers": held[-1]} if held else {}),
-            "proofs": [proof.to_json() for proof in proofs],
-            "folder": str(self.folder.path),
-            "new_tokens": None if self.data.new_tokens is None else self.data.new_tokens.summary(),
-            "artefact": self.recipe.method.artefact,
-            "merges": self.recipe.method.merges,
-            "objective": self.recipe.objective.kind,
-            "mixture": realised_mixture(self.data.prepared.train, self.data.order, progress, records),
-            "seconds": round(progress.seconds, 3),
-            "total_seconds": round(seconds, 3),
-        }
 
     def _write_reports(self) -> None:
         from ftcli.reporting.card import write_card
