@@ -80,7 +80,7 @@ def test_no_command_shows_the_help_and_is_an_error(capsys: pytest.CaptureFixture
         (["schema", "--output"], "error: option `--output` requires an argument\n"),
         (["init", "--data", "x"], "error: missing option `--model`\n  hint: see `ftcli init --help`\n"),
         (["cache", "cler"], "error: no such command `cler`\n  hint: did you mean `clear`?\n"),
-        (["schema", "x"], "error: got unexpected extra argument(s) (x)\n  hint: see `ftcli schema --help`\n"),
+        (["doctor", "x"], "error: got unexpected extra argument(s) (x)\n  hint: see `ftcli doctor --help`\n"),
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2_with_a_hint(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

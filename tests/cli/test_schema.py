@@ -30,3 +30,18 @@ def test_the_schema_in_the_repository_is_that_of_the_code(capsys: pytest.Capture
     """Recipes in recipes/ name it. It is made by `ftcli schema -o recipe.schema.json`."""
     assert run(["schema"]) == 0
     assert (ROOT / "recipe.schema.json").read_text(encoding="utf-8") == capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("recipe", "method"), ("chain", "stages"), ("evaluation", "tasks"), ("comparison", "approaches")]
+)
+def test_every_kind_of_file_has_a_schema_of_its_own(kind: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["schema", kind]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert key in found["properties"]
+    assert found["title"].startswith(f"ftcli {kind}")
+
+
+def test_a_kind_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["schema", "recpie"]) == 2
+    assert "`recpie` is not one of `recipe`, `chain`" in capsys.readouterr().err

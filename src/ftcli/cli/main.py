@@ -8,6 +8,7 @@ either a function named like the command, or, where there are sub-commands, `app
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import re
@@ -100,6 +101,8 @@ def ftcli(version: bool = typer.Option(False, "--version", callback=_print_versi
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command line and exits with its code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: what a terminal cannot show is no error
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -186,7 +189,12 @@ def _end_of_usage(error: Exception, as_json: bool) -> int:
         known = [name for parameter in context.command.get_params(context) for name in parameter.opts]
         hint = did_you_mean(option, known) or (_key_hint(option) if "--set" in known else None) or hint
         return _report(UsageError(f"unknown option `{option}` of `{context.command_path}`", hint=hint), as_json)
-    message, _, meant = re.sub(r"'([^']*)'", r"`\1`", error.format_message()).strip().removesuffix(".").partition(". Did you mean ")
+    message, _, meant = (
+        re.sub(r"'([^']*)'", r"`\1`", error.format_message().replace(": Value error, ", ": "))
+        .strip()
+        .removesuffix(".")
+        .partition(". Did you mean ")
+    )
     return _report(UsageError(message[:1].lower() + message[1:], hint=f"did you mean {meant}" if meant else hint), as_json)
 
 

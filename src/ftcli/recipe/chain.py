@@ -28,7 +28,7 @@ Beginning = Literal["keep", "stack", "merge"]
 SECTIONS = ("data", "method", "objective", "train", "every")
 # What made the first stage's base is in the later ones' base already.
 _OF_THE_FIRST_BASE = ("base", "init", "revision", "tokenizer", "add_tokens", "grow", "rope")
-STAGES, MERGED = "stages", "merged"
+STAGES, MERGED, TITLE = "stages", "merged", "ftcli chain"
 
 
 class Stage(Spec):
@@ -116,7 +116,7 @@ def load_chain(path: Path, overrides: Sequence[str] = ()) -> LoadedChain:
     Raises:
         RecipeError: it cannot be read, or something in it is wrong; names every problem with its line.
     """
-    chain, text, document = load_document(path, Chain, "ftcli chain", check_chain, overrides)
+    chain, text, document = load_document(path, Chain, TITLE, check_chain, overrides)
     folder = Path(chain.output) if chain.output is not None else Path.cwd() / "runs" / chain.name
     stages = tuple(_resolved(chain, document, path, folder))
     return LoadedChain(chain, text, path, folder, stages)
