@@ -21,6 +21,7 @@ EXTRAS = {
     "wandb": "metrics in Weights & Biases, `trackers: [wandb]`",
     "mlflow": "metrics in MLflow, `trackers: [mlflow]`",
     "zst": "data files that end in .zst",
+    "gguf-check": "exports to GGUF run by llama.cpp before they get their name",
     "dev": "tests, lint and types of ftcli itself",
 }
 LOW_DISK_BYTES = 2 * GIB

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ftcli.data.buffer import fill_buffer, read_buffer
 from ftcli.errors import Problem, RequestError, UsageError
-from ftcli.files import write_json, write_text
+from ftcli.files import write_json
 from ftcli.recipe.chain import MERGED
 from ftcli.recipe.load import LoadedRecipe, load_recipe
 from ftcli.recipe.recipe import Recipe
+from ftcli.reporting.stages import write_stages_report
 from ftcli.training.folder import RunFolder
 from ftcli.training.run import run_folder, run_recipe
 from ftcli.training.stages import Summary, over_stages, report_lines, require_proven
@@ -20,7 +21,7 @@ from ftcli.training.stages import Summary, over_stages, report_lines, require_pr
 if TYPE_CHECKING:
     from ftcli.reporting.live import Reporter
 
-STAGES_FILE, STAGES_REPORT = "stages.json", "stages.md"
+STAGES_FILE, STAGES_REPORT = "stages.json", "stages.html"
 
 
 def run_after(loaded: LoadedRecipe, earlier: Path, reporter: Reporter, *, replay_rows: int, resume: bool = False) -> Summary:
@@ -41,7 +42,7 @@ def run_after(loaded: LoadedRecipe, earlier: Path, reporter: Reporter, *, replay
     names = [f"{index}-{run.manifest()['name']}" for index, run in enumerate(runs, 1)]
     found = over_stages(names, [run.manifest()["summary"] for run in runs])
     write_json(folder.path / STAGES_FILE, {"runs": [str(run.path) for run in runs], **found})
-    write_text(folder.path / STAGES_REPORT, f"# {following.recipe.name}\n\n" + "\n".join(report_lines(found)) + "\n")
+    write_stages_report(folder.path / STAGES_REPORT, f"{following.recipe.name} and before", found, [run.path for run in runs])
     reporter.note("\n" + "\n".join(report_lines(found)))
     require_proven(found)
     return {**summary, "stages": found}

@@ -10,13 +10,14 @@ from ftcli.data.prepare import look
 from ftcli.errors import Problem, RequestError, UsageError
 from ftcli.files import write_json, write_text
 from ftcli.recipe.chain import MERGED, STAGES, ChainStage, LoadedChain, on_first_base
+from ftcli.reporting.stages import write_stages_report
 from ftcli.training.run import run_folder, run_recipe
 from ftcli.training.stages import Summary, over_stages, report_lines, require_proven
 
 if TYPE_CHECKING:
     from ftcli.reporting.live import Reporter
 
-CHAIN_FILE, SUMMARY_FILE, REPORT_FILE = "chain.yaml", "chain.json", "report.md"
+CHAIN_FILE, SUMMARY_FILE, REPORT_FILE = "chain.yaml", "chain.json", "report.html"
 
 
 def run_chain(loaded: LoadedChain, reporter: Reporter, *, resume: bool = False) -> Summary:
@@ -97,7 +98,7 @@ def _merge_before(previous: ChainStage, reporter: Reporter) -> None:
 
 
 def _write(loaded: LoadedChain, summaries: list[Summary]) -> Summary:
-    """chain.json and report.md, of the stages that are finished so far."""
+    """chain.json and the report, of the stages that are finished so far."""
     stages = [stage.name for stage in loaded.stages[: len(summaries)]]
     found: Summary = {
         "status": "finished" if len(summaries) == len(loaded.stages) else "running",
@@ -107,7 +108,8 @@ def _write(loaded: LoadedChain, summaries: list[Summary]) -> Summary:
         **over_stages(stages, summaries),
     }
     write_json(loaded.folder / SUMMARY_FILE, found)
-    write_text(loaded.folder / REPORT_FILE, f"# {loaded.chain.name}\n\n" + "\n".join(report_lines(found)) + "\n")
+    runs = [run_folder(stage.loaded.recipe).path for stage in loaded.stages[: len(summaries)]]
+    write_stages_report(loaded.folder / REPORT_FILE, loaded.chain.name, found, runs)
     return found
 
 

@@ -80,14 +80,18 @@ def report_lines(found: Summary) -> list[str]:
         for stage, row in zip(stages, matrix, strict=True):
             lines.append(f"| {stage} | {' | '.join('' if value is None else f'{value:.4f}' for value in row)} |")
         lines.append("")
-    for key, words in {
-        "backward_transfer": "backward transfer (bits per byte that later stages won on earlier ones' sources)",
-        "forgetting": "forgetting (bits per byte lost since the best)",
-    }.items():
-        if found["retention"][key] is not None:
-            lines.append(f"{words}: {found['retention'][key]:+.4f}")
+    lines += retention_lines(found)
     lines += [f"proof: {proof['stage']} {proof['detail']}" + ("" if proof["passed"] else " - FAILED") for proof in found["proofs"]]
     return lines
+
+
+def retention_lines(found: Summary) -> list[str]:
+    """What later stages did to what was learnt before them, in words."""
+    words = {
+        "backward_transfer": "backward transfer (bits per byte that later stages won on earlier ones' sources)",
+        "forgetting": "forgetting (bits per byte lost since the best)",
+    }
+    return [f"{text}: {found['retention'][key]:+.4f}" for key, text in words.items() if found["retention"][key] is not None]
 
 
 def require_proven(found: Summary) -> None:
