@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,16 @@ def test_a_missing_package_is_named_with_its_extra(
     assert run(["export", "builtin:tiny", "--to", to, "-o", str(tmp_path / "out")]) == 2
     assert f'pip install "ftcli[{extra}]"' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_every_extra_that_is_named_can_be_installed() -> None:
+    root = Path(__file__).parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    files = [root / "README.md", *(root / "docs").glob("*.md"), *(root / "src").rglob("*.py")]
+    named = {name: file.name for file in files for name in re.findall(r"ftcli\[([a-z-]+)\]", file.read_text())}
+    assert "gguf-check" in named
+    assert {name: file for name, file in named.items() if name not in extras} == {}
+    assert extras["gguf-check"][0].startswith("llama-cpp-python")
 
 
 def test_a_finished_export_is_uploaded_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,6 +202,41 @@ def test_a_model_without_a_template_cannot_be_talked_with(say: Say, tmp_path: Pa
     assert "error: `./plain` has no chat template: it cannot be talked with\n" in err
 
 
+def test_a_turn_that_is_no_utf_8_is_taken_back_and_the_talk_goes_on(say: Say, model: str) -> None:
+    (whole,) = expected(model, "user: a</s>assistant: ")
+    code, out, err = say("chat", model, "--max-new-tokens", "6", stdin=b"gr\xf6\xdfe\na\n")
+    assert (code, out) == (0, whole + "\n")
+    assert "a text is no Unicode" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (["\udcff"], b"", "a text is no Unicode"),
+        (["hi", "--system", "\ud800"], b"", "a text is no Unicode"),
+        (["--json", "--prompt-file", "-"], b'{"prompt": "a"}\n{"prompt": "\\ud800"}\n', "stdin:2: holds half of a character"),
+        (["hi", "--temperature", "nan"], b"", "`--temperature`"),
+        (["hi", "--temperature", "inf"], b"", "--temperature inf: not a finite number"),
+        (["hi", "--temperature", "1", "--seed", str(2**80)], b"", "seed"),
+        (["--prompt-file", "-"], b'{"messages": [{"role": "user", "content": 5}]}', "messages.1 has a number as content"),
+        (["--prompt-file", "-"], b'{"messages": [{"content": "a"}]}', "messages.1 has no role"),
+        (["--prompt-file", "-"], b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "a part of type `image_url`"),
+        (["--prompt-file", "-"], b'{"messages": [{"role": "user", "content": "a"}], "tools": [1]}', "is not a list of tool descriptions"),
+    ],
+)
+def test_odd_input_is_refused_in_words(arguments: list[str], stdin: bytes, message: str, say: Say, model: str) -> None:
+    code, out, err = say("generate", model, *arguments, stdin=stdin)
+    assert code == 2
+    assert message in err + out
+    assert "Traceback" not in err
+
+
+def test_a_temperature_near_nothing_takes_the_likeliest_token(say: Say, model: str) -> None:
+    options = ("--raw", "--max-new-tokens", "6")
+    assert say("generate", model, "hi", *options, "--temperature", "1e-300") == say("generate", model, "hi", *options)
+
+
 def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves() -> None:
     code = "from ftcli.cli.main import main; main(['chat', 'endless'])"
     process, terminal = pty.fork()

@@ -178,3 +178,14 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_numbers_that_json_has_not_become_null(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"loss": float("nan"), "all": [float("inf"), 1.5]})
     assert json.loads(capsys.readouterr().out) == {"loss": None, "all": [None, 1.5]}
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "ftcli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ftcli ")
+
+
+def test_what_a_terminal_cannot_show_is_no_error() -> None:
+    code = "import sys; import ftcli.cli.main as m; m.run = lambda a: print('\\u00e9 \\udcff'); m.main([])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True)
+    assert done.stdout == b"\\xe9 \\udcff\n"

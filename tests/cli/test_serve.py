@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -193,7 +194,13 @@ def test_a_stop_text_ends_the_answer(ask: Any, expected: dict[tuple[str, str], s
         (chat("red", stop=["a"] * 5), 400, "stop"),
         (chat("red", stream="yes"), 400, "stream"),
         (chat("red", "long " * 30), 400, "messages"),
-        ({**chat("red"), "messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role"),
+        ({**chat("red"), "messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.tool_call_id"),
+        ({**chat("red"), "messages": [{"role": "function", "content": "x"}]}, 400, "messages.0.role"),
+        ({**chat("red"), "messages": [{"role": "user", "content": "x", "name": "Ada"}]}, 400, "messages.0.name"),
+        (chat("red", "half \ud800"), 400, "messages.0.content"),
+        (chat("\ud800"), 400, "model"),
+        (chat("red", **{"\udfff": 1}), 400, "\\udfff"),
+        (b'{"model": "red", "messages": [{"role": "user", "content": "\xed\xa0\x80"}]}', 400, "messages.0.content"),
         ({**chat("red"), "messages": [{"role": "user", "content": 5}]}, 400, "messages.0.content"),
         ({**chat("red"), "messages": "Hi"}, 400, "messages"),
     ],
@@ -207,6 +214,119 @@ def test_a_malformed_request_is_refused_with_its_field(content: Any, status: int
 def test_an_oversize_body_is_refused(ask: Any) -> None:
     status, body = ask("/v1/chat/completions", chat("red", "x" * 5000))
     assert (status, body["error"]["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 2}, {"temperature": 1e-300}, {"temperature": 1, "top_p": 0}, {"seed": -(2**63)}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_number_in_range_is_served(fields: dict[str, Any], stream: bool, ask: Any) -> None:
+    status, body = ask("/v1/chat/completions", chat("red", stream=stream, **fields))
+    assert status == 200
+    assert "error" not in body
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5, "seed": 1}, {"temperature": 1.5, "seed": 2}])
+@pytest.mark.parametrize("asked", [{"max_tokens": 20}, {"max_tokens": 32, "prompt": "x" * 50}, {"max_tokens": 20, "stop": "CUT"}])
+def test_a_stream_counts_and_ends_like_the_whole_answer(asked: dict[str, Any], sampling: dict[str, Any], ask: Any) -> None:
+    for model in ("base", *NAMES):
+        request = {"model": model, "prompt": "Once", **asked, **sampling}
+        if "stop" in asked:
+            request["stop"] = ask("/v1/completions", {**request, "stop": None})[1]["choices"][0]["text"][3:5]
+        _, whole = ask("/v1/completions", request)
+        _, text = ask("/v1/completions", {**request, "stream": True, "stream_options": {"include_usage": True}})
+        *pieces, last = events(text)
+        assert "".join(piece["choices"][0]["text"] for piece in pieces) == whole["choices"][0]["text"]
+        assert pieces[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+        assert last["usage"] == whole["usage"]
+        assert last["usage"]["completion_tokens"] <= asked["max_tokens"]
+
+
+def test_usage_counts_the_tokens_that_were_made(folders: Path, ask: Any) -> None:
+    """Half a character is a token of its own, and another text when it is encoded again."""
+    from ftcli.exporting.open_target import open_target
+    from ftcli.models.generate import generate
+
+    loaded = open_target(str(folders / "base"))
+    options = {"temperature": 1.5, "seed": 3}
+    for prompt in ("Once", "\u00e9", "12"):
+        expected = generate(loaded.model, loaded.tokenizer, [prompt], max_new_tokens=20, **options)[0]
+        request = {"model": "base", "prompt": prompt, "max_tokens": 20, **options}
+        _, text = ask("/v1/completions", {**request, "stream": True, "stream_options": {"include_usage": True}})
+        assert events(text)[-1]["usage"]["completion_tokens"] == len(expected.tokens)
+        assert len(loaded.tokenizer.encode(expected.text)[0]) != len(expected.tokens)
+
+
+ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2, 0.5, 1.0, 1e-300, 10**400, 2**63, "", "x", "\ud800", "a\0b", "\u00e9" * 300),
+    *([], {}, [[]], [{}], ["a"], [1], ["\ud800"], {"type": "text", "text": "a"}, [{"type": "image_url"}], {"a": {"b": [1]}}),
+)
+
+
+def mutated(random: Random, request: dict[str, Any]) -> bytes:
+    """The request with one to three values replaced, removed or added, and sometimes with other bytes."""
+    request = json.loads(json.dumps(request))
+    for _ in range(random.choice((1, 1, 2, 3))):
+        parents = [request, *(message for message in request.get("messages") or [] if isinstance(message, dict))]
+        parent = random.choice([parent for parent in parents if parent] or [request])
+        key = random.choice([*parent, "name", "tool_calls", "zzz"])
+        value = random.choice(ODD)
+        parent[key] = [value] if random.random() < 0.1 else value
+        if not isinstance(request.get("messages"), list):
+            break
+    body = bytearray(json.dumps(request).encode())
+    if random.random() < 0.2:
+        body[random.randrange(len(body))] = random.randrange(256)
+    return bytes(body)
+
+
+def test_300_broken_requests_are_answered_or_refused_and_never_fail(ask: Any) -> None:
+    random = Random(0)
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "Hi"}]
+    conversation = {"messages": messages, "max_tokens": 2, "temperature": 0.7}
+    valid = [
+        ("/v1/chat/completions", {"model": "red", **conversation, "stop": ["q"], "n": 1, "top_p": 0.9, "seed": 1}),
+        ("/v1/chat/completions", {"model": "base", **conversation, "stream": True, "stream_options": {"include_usage": True}}),
+        ("/v1/completions", {"model": "blue", "prompt": "Once", "max_tokens": 2, "temperature": 0}),
+        ("/v1/completions", {"model": "base", "prompt": ["Once"], "max_tokens": 2, "temperature": 2, "top_p": 1, "stream": True}),
+    ]
+    statuses = []
+    for _ in range(300):
+        path, request = random.choice(valid)
+        body = mutated(random, request)
+        status, answer = ask(path, body)
+        assert status == 200 or 400 <= status < 500, (body, answer)
+        assert "model_failed" not in str(answer), (body, answer)
+        statuses.append(status)
+    assert {200, 400} <= set(statuses)
+
+
+def test_a_content_length_without_end_is_refused(serving: Any) -> None:
+    for header in ("Content-Length: " + "9" * 5000, "Content-Length: 2\r\nTransfer-Encoding: chunked"):
+        with socket.create_connection(serving.server_address[:2], timeout=30) as connection:
+            connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n".encode())
+            connection.shutdown(socket.SHUT_WR)
+            received = connection.recv(4096)
+        assert received.split(b"\r\n")[0].split()[1] in (b"411", b"413")
+
+
+def test_a_failure_of_the_model_is_answered_with_500_and_its_traceback_is_said(folders: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from ftcli.serving.engine import Engine
+    from ftcli.serving.models import serve_models
+    from ftcli.serving.protocol import read_request
+    from ftcli.serving.refusal import ApiError
+
+    def fail(name: str) -> Any:
+        raise RuntimeError("the weights are gone")
+
+    served = serve_models(str(folders / "base"), {})
+    engine = Engine(served)
+    engine.served = replace(served, use=fail)
+    made = engine.submit(read_request(json.dumps(chat("base")).encode(), is_chat=True, token_limit=32)).pieces.get(timeout=60)
+    engine.close()
+    assert isinstance(made, ApiError)
+    assert made.status == 500
+    said = capfd.readouterr().err
+    assert "RuntimeError: the weights are gone" in said
+    assert "Traceback" in said
 
 
 def test_other_paths_types_and_hosts_are_refused(ask: Any) -> None:
@@ -240,7 +360,8 @@ def test_a_reader_that_goes_away_stops_its_stream_and_nothing_else(serving: Any,
 def test_a_full_line_is_answered_with_429(folders: Path) -> None:
     from ftcli.serving.engine import Engine
     from ftcli.serving.models import serve_models
-    from ftcli.serving.protocol import ApiError, read_request
+    from ftcli.serving.protocol import read_request
+    from ftcli.serving.refusal import ApiError
 
     served = serve_models(str(folders / "red"), {})
     release = threading.Event()
@@ -279,7 +400,7 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], message: str, fol
 
 
 def test_the_command_serves_until_it_is_told_to_stop(folders: Path) -> None:
-    command = [sys.executable, "-m", "ftcli.cli.main", "serve", str(folders / "red"), "--port", "0", "--host", "0.0.0.0"]
+    command = [sys.executable, "-m", "ftcli", "serve", str(folders / "red"), "--port", "0", "--host", "0.0.0.0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"})
     assert process.stdout is not None
     said = ""

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ftcli.errors import GateError, RequestError, UsageError
+from ftcli.exporting.difference import logits_on
 from ftcli.exporting.export import export
 from ftcli.exporting.formats.adapter import Adapter
 from ftcli.exporting.formats.hf import Hf
@@ -93,6 +94,60 @@ def test_the_manifest_and_the_card_say_what_went_in(make_adapter: Any) -> None:
     card = (adapter.parent / "out" / "README.md").read_text()
     assert str(adapter.parent) not in card
     assert "| merged = attached, float32 | passed |" in card
+
+
+def broken(file: Path, name: str, value: float) -> str:
+    """The file with one number replaced; gives the name of the tensor."""
+    tensors = load_file(file)
+    found = next(key for key in tensors if name in key)
+    tensors[found][0, 0] = value
+    save_file(tensors, file, {"format": "pt"})
+    return found
+
+
+@pytest.mark.parametrize("form", [Hf(), Int4()])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_named_before_anything_is_written(form: Any, value: float, base: Path, tmp_path: Path) -> None:
+    broken(base / "model.safetensors", "layers.1.mlp.up_proj", value)
+    with pytest.raises(RequestError, match=r"model\.layers\.1\.mlp\.up_proj\.weight: NaN or infinite numbers: 1$"):
+        export([str(base)], form, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_an_adapter_with_nan_is_named_and_not_merged(make_adapter: Any) -> None:
+    from ftcli.exporting.merge_run import merge_folder
+
+    adapter = make_adapter("one")
+    name = broken(adapter / "adapter_model.safetensors", "lora_A", float("nan")).removeprefix("base_model.model.")
+    message = name.replace(".", r"\.")
+    for form in (Hf(), Adapter()):
+        with pytest.raises(RequestError, match=message):
+            export([str(adapter)], form, adapter.parent / "out")
+    with pytest.raises(RequestError, match=message):
+        merge_folder(str(adapter.parent / "base"), adapter, adapter.parent / "out")
+    assert not (adapter.parent / "out").exists()
+
+
+def test_a_comparison_with_nan_is_nan_and_passes_no_check(make_adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftcli.exporting.difference import compare
+
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    sick = logits.clone()
+    sick[2, 3] = float("nan")
+    assert "KL nan" in compare(logits, sick).line()
+    assert "KL nan" in compare(sick, logits).line()
+    assert not compare(logits, sick).is_number
+    masked = logits.clone()
+    masked[:, 0] = float("-inf")  # a token that never comes
+    assert compare(masked, masked).kl == 0.0
+    assert compare(logits, logits).kl == 0.0
+
+    monkeypatch.setattr("ftcli.exporting.weight_only.logits_on", lambda module, probe: logits_on(module, probe) * float("nan"))
+    adapter = make_adapter("one")
+    with pytest.raises(GateError, match="KL nan"):
+        export([str(adapter)], Int4(), adapter.parent / "out")
+    assert not (adapter.parent / "out").exists()
 
 
 def test_tied_weights_stay_tied(make_tokenizer: Any, tmp_path: Path) -> None:

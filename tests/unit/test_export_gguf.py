@@ -209,6 +209,17 @@ def test_an_error_of_order_is_found_and_leaves_nothing(make_model: Any, monkeypa
         assert not list(folder.parent.glob(".partial-*"))
 
 
+def test_a_tensor_that_became_nan_is_found() -> None:
+    from ftcli.exporting.gguf.read_back import _wrong_tensors
+
+    source, loaded = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
+    loaded.load_state_dict(source.state_dict())
+    assert not _wrong_tensors(source, loaded, "q4_0")
+    with torch.no_grad():
+        loaded.weight[0, 0] = float("nan")
+    assert _wrong_tensors(source, loaded, "q4_0") == ["weight (by nan)"]
+
+
 def test_weights_that_are_too_large_for_16_bits_are_refused(make_model: Any) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,7 @@ def chat(
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
     top_p: Annotated[float | None, typer.Option("--top-p", help="Sample from this share of the probability.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Sample from so many of the likeliest tokens.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of the sampling.")] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, mps; auto takes an accelerator where there is one.")] = "auto",
 ) -> None:
     """Talk with a run or a model. Ctrl-C stops an answer, Ctrl-D leaves; piped lines are turns, too."""
@@ -37,6 +38,8 @@ def chat(
         hint = f"`ftcli generate {target} TEXT` continues plain text"
         raise UsageError(f"`{target}` has no chat template: it cannot be talked with", hint=hint)
     conversation = Conversation(loaded.tokenizer, system)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no UTF-8 is refused, and the talk goes on
     if sys.stdin.isatty():
         _note(f"{loaded.description}; " + ", ".join(f"{command}: {purpose}" for command, purpose in COMMANDS.items()))
     while (line := _read_line()) is not None:

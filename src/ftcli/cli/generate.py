@@ -31,7 +31,7 @@ def generate(
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
     top_p: Annotated[float | None, typer.Option("--top-p", help="Sample from this share of the probability.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Sample from so many of the likeliest tokens.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of the sampling.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts answered at once.")] = 64,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, mps; auto takes an accelerator where there is one.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
@@ -123,8 +123,12 @@ def sampling_options(temperature: float, top_p: float | None, top_k: int | None)
     Raises:
         UsageError: an option has no effect, or is out of range.
     """
+    import math
+
     from ftcli.errors import UsageError
 
+    if not math.isfinite(temperature):
+        raise UsageError(f"--temperature {temperature}: not a finite number")
     if top_p is not None and not 0 < top_p <= 1:
         raise UsageError(f"--top-p {top_p}: not above 0 and at most 1")
     if temperature == 0 and (top_p is not None or top_k is not None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,15 @@ class Difference:
     """How far one model is from another on the probe."""
 
     kl: float
-    """Mean KL divergence, nats per token."""
+    """Mean KL divergence, nats per token; NaN where one of them predicts what is no number."""
     argmax_agreement: float
     """Share of tokens with the same most likely successor."""
     num_tokens: int
+
+    @property
+    def is_number(self) -> bool:
+        """Does it say anything?"""
+        return math.isfinite(self.kl)
 
     def line(self) -> str:
         return f"KL {self.kl:.1e} nats per token, most likely token the same for {100 * self.argmax_agreement:.2f} % of {self.num_tokens}"
@@ -62,10 +68,12 @@ def compare(expected: Tensor, found: Tensor) -> Difference:
     kl_sum, num_agreeing = 0.0, 0
     for first, second in zip(expected.split(_COMPARED_ROWS), found.split(_COMPARED_ROWS), strict=True):
         ours, theirs = first.double().log_softmax(-1), second.double().log_softmax(-1)
-        kl_sum += float((ours.exp() * (ours - theirs)).sum())
+        terms = ours.exp() * (ours - theirs)
+        kl_sum += float(terms.masked_fill(ours == -math.inf, 0.0).sum())  # what never comes counts nothing
         best = theirs.argmax(-1, keepdim=True)
         num_agreeing += int((ours.max(-1).values - ours.gather(-1, best).squeeze(-1) <= NEAR_TIE).sum())
-    return Difference(max(0.0, kl_sum) / len(expected), num_agreeing / len(expected), len(expected))
+    kl = 0.0 if kl_sum < 0.0 else kl_sum / len(expected)  # rounding; not with `max`, which makes 0 of NaN
+    return Difference(kl, num_agreeing / len(expected), len(expected))
 
 
 def probe_of(tokenizer: Tokenizer, recipe: Recipe | None) -> list[list[int]]:

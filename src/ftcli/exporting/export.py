@@ -17,10 +17,11 @@ from ftcli.errors import GateError, Problem, RequestError, UsageError
 from ftcli.exporting.checks import Check
 from ftcli.exporting.difference import compare, logits_on
 from ftcli.exporting.export_card import export_card
+from ftcli.exporting.finite import require_finite
 from ftcli.exporting.formats.format import Format, Subject
 from ftcli.exporting.merge_run import MAX_KL
 from ftcli.exporting.source import Source, open_source
-from ftcli.files import file_hashes, new_folder, sha256_of, write_json, write_text
+from ftcli.files import check_place, file_hashes, new_folder, sha256_of, write_json, write_text
 
 if TYPE_CHECKING:
     from ftcli.models.generate import Progress
@@ -63,6 +64,7 @@ def export(targets: Sequence[str], form: Format, output: Path, *, device: str = 
     """
     if form.single and len(targets) != 1:
         raise UsageError(f"`{form.kind}` holds one model, {len(targets)} are given", hint="export them one by one, or `--to vllm`")
+    check_place(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"`{output}` exists already", hint="choose another folder with -o, or remove this one")
     from ftcli.models.quiet import quiet_libraries
@@ -141,6 +143,7 @@ def _weights_in(path: Path) -> int:
 def _loaded(source: Source, form: Format) -> tuple[Subject, list[Check]]:
     """The source as the format wants it, and the proof of the merge."""
     module = source.attached()
+    require_finite(module, "the export cannot be made")
     expected = logits_on(module, source.probe)
     if not form.is_merged:
         return Subject(source, module, expected), []
@@ -152,7 +155,7 @@ def _loaded(source: Source, form: Format) -> tuple[Subject, list[Check]]:
 
 
 def _gate(form: Format, checks: Sequence[Check]) -> None:
-    failed = [check for check in checks if check.passed is False]
+    failed = [check for check in checks if check.passed is False or (check.difference is not None and not check.difference.is_number)]
     if failed:
         problems = [Problem(form.kind, check.line(), "nothing was written") for check in failed]
         raise GateError("the export is not its source's equal", problems)

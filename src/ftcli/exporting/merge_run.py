@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ftcli.errors import GateError, Problem, RequestError, UsageError
 from ftcli.exporting.difference import Difference, compare, logits_on
+from ftcli.exporting.finite import require_finite
 from ftcli.exporting.source import Source, adapter_source, chosen_device, listed_steps, run_source
-from ftcli.files import file_hashes, new_folder, sha256_of, write_json, write_text
+from ftcli.files import check_place, file_hashes, new_folder, sha256_of, write_json, write_text
 from ftcli.models.quantisation import Quantization
 from ftcli.models.settings import Model
 
@@ -131,6 +132,7 @@ def _merge(
     with quiet_libraries():
         say(0, 4, "load base and adapter")
         module = job.attached()
+        require_finite(module, "the merge cannot be made")
         expected = logits_on(module, job.probe)
         say(1, 4, "merge")
         merged = _merged(job, module, cast("MergeTarget", target))
@@ -161,6 +163,7 @@ def _check_request(job: Source, output: Path, target: str) -> None:
         raise UsageError(f"unknown merge target `{target}`", hint=f"targets: {', '.join(_TARGETS)}")
     if target != "dequantised" and not job.is_quantised:
         raise UsageError(f"target `{target}` is for a quantised base, and this one is not", hint="leave --target out")
+    check_place(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"`{output}` exists already", hint="choose another folder for the merged model, or remove this one")
 

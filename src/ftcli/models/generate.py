@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ftcli.models.tokenizer import Tokenizer
 
 BATCH_SIZE = 64
+MIN_TEMPERATURE = 1e-6  # below it the rounding of float32 logits alone would choose, and then they overflow: the likeliest is taken
 INCOMPLETE = "�"
 
 
@@ -51,6 +52,17 @@ class Answer:
     """In nats, summed over its tokens and the one that ended it; only an ensemble, which votes, keeps it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an answer that is made token by token."""
+
+    text: str
+    num_tokens: int
+    """Of the answer up to here, without the one that ended it."""
+    stopped: bool = False
+    """Whether the model has ended the answer; only the last piece can say so."""
+
+
 def generate(
     model: nn.Module,
     tokenizer: Tokenizer,
@@ -69,7 +81,7 @@ def generate(
     Args:
         model: a transformers model, or a PEFT model around one; left in the attention and the mode it was in.
         prompts: text as it is to be continued, with whatever a chat template adds.
-        temperature: 0 takes the likeliest token each time.
+        temperature: 0, and what is nearly 0, takes the likeliest token each time.
         top_p: samples from the likeliest tokens that hold this share of the probability.
         top_k: samples from so many of the likeliest tokens.
         seed: the same seed, prompts and batch size give the same samples.
@@ -164,29 +176,48 @@ def stream(
 ) -> Iterator[str]:
     """The answer to one prompt in pieces of whole characters, as soon as they are certain; together, the text of `generate`.
 
-    Closing the iterator ends the work before the next token. An ensemble has to vote first: its answer comes in one piece.
-    The arguments are those of `generate`.
+    Closing the iterator ends the work before the next token. The arguments are those of `generate`.
+    """
+    choice: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+    with closing(stream_pieces(model, tokenizer, prompt, max_new_tokens=max_new_tokens, **choice)) as pieces:
+        yield from (piece.text for piece in pieces if piece.text)
+
+
+def stream_pieces(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> Generator[Piece]:
+    """`stream` with a count of tokens. The last piece, perhaps without text, counts all and says whether the model ended the answer.
+
+    An ensemble has to vote first: its answer comes in one piece. The arguments are those of `generate`.
     """
     from ftcli.layout.virtual import soft_prompt_members
 
     if len(soft_prompt_members(model)) > 1:
         choice: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
-        yield generate(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, **choice)[0].text
+        answer = generate(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, **choice)[0]
+        yield Piece(answer.text, len(answer.tokens), answer.stopped)
         return
     ids = prompt_ids(tokenizer, prompt)
     settings = _generation_config(tokenizer, _room_for_answer(model, ids, max_new_tokens, "prompt"), temperature, top_p, top_k)
     pieces = PieceDecoder(tokenizer, ids)
-    tokens = _token_stream(model, ids, settings, seed)
-    try:
+    num_tokens, stopped = 0, False
+    with closing(_token_stream(model, ids, settings, seed)) as tokens:
         for token in tokens:
             if token in tokenizer.stop_ids:
+                stopped = True
                 break
-            if piece := pieces.add(token):
-                yield piece
-        if rest := pieces.rest():
-            yield rest
-    finally:
-        tokens.close()
+            num_tokens += 1
+            if text := pieces.add(token):
+                yield Piece(text, num_tokens)
+        yield Piece(pieces.rest(), num_tokens, stopped)
 
 
 class PieceDecoder:
@@ -314,7 +345,7 @@ def _generation_config(
     from transformers import GenerationConfig
 
     sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
+    if temperature >= MIN_TEMPERATURE:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0 if top_p is None else top_p, "top_k": top_k or 0}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,

@@ -53,6 +53,8 @@ def _read_row(line: str, where: str) -> Prompt | Problem:
         return Problem(where, f"is not valid JSON: {error}", "a file of plain prompts must not begin with `{`")
     if not isinstance(row, dict):
         return Problem(where, "is not a JSON object")
+    if not _is_unicode(row):
+        return Problem(where, "holds half of a character: a lone surrogate", "write the character whole, as text or as a pair of escapes")
     adapter = row.get("adapter")
     if adapter is not None and not isinstance(adapter, str):
         return Problem(where, f"`adapter` is {json.dumps(adapter)}, and not the name of one")
@@ -61,11 +63,31 @@ def _read_row(line: str, where: str) -> Prompt | Problem:
     messages = row.get("messages")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return Problem(where, f"has neither `prompt` nor `messages` (keys: {', '.join(row) or 'none'})")
-    while messages and messages[-1].get("role") == "assistant":
-        messages = messages[:-1]
-    if not messages:
+    try:
+        return _conversation(messages, row.get("tools"), adapter, where)
+    except DataError as error:
+        return error.problems[0]
+
+
+def _conversation(messages: list[Any], tools: Any, adapter: str | None, where: str) -> Prompt | Problem:
+    """The conversation as rows of training data are read, up to where something is to be answered."""
+    from ftcli.data.messages import fields_of, read_messages, read_tools
+
+    offered = read_tools(tools, where, "tools")
+    fields = list(fields_of(read_messages(messages, where, "messages"))) if messages else []
+    while fields and fields[-1]["role"] == "assistant":
+        fields.pop()
+    if not fields:
         return Problem(where, "`messages` holds nothing to answer")
-    return Prompt(None, tuple(messages), tuple(row["tools"]) if isinstance(row.get("tools"), list) else None, adapter)
+    return Prompt(None, tuple(fields), None if offered is None else tuple(offered), adapter)
+
+
+def _is_unicode(row: dict[str, Any]) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
 
 
 def render_prompt(prompt: Prompt, tokenizer: Tokenizer, *, system: str | None = None, raw: bool = False) -> str:

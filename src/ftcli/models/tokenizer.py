@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.errors import Problem, RequestError, did_you_mean
+from ftcli.errors import DataError, Problem, RequestError, did_you_mean
 from ftcli.models.locate import model_folder
 
 if TYPE_CHECKING:
@@ -157,8 +157,19 @@ class Tokenizer:
         return RequestError("the tokenizer has no chat template", [Problem("model", f"`{self.folder}` has no chat template", hint)])
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """(ids, character offsets) of `text`; special tokens in the text are recognised, none is added."""
-        encoding = self.backend.encode(text, add_special_tokens=False)
+        """(ids, character offsets) of `text`; special tokens in the text are recognised, none is added.
+
+        Raises:
+            DataError: the text holds half of a surrogate pair, which JSON can write and which is no character.
+        """
+        try:
+            encoding = self.backend.encode(text, add_special_tokens=False)
+        except TypeError as error:  # all that the library says of such a text
+            half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+            if half is None:
+                raise
+            what = f"holds half of a character: {half!r} is a lone surrogate"
+            raise DataError("a text is no Unicode", [Problem("", what, "write the character whole, and files in UTF-8")]) from error
         return encoding.ids, encoding.offsets
 
     def encode_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:

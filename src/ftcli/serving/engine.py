@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import queue
 import threading
+import traceback
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import FtcliError
-from ftcli.models.generate import context_length, generate, prompt_ids, stream
-from ftcli.serving.protocol import AnswerRequest, ApiError
+from ftcli.models.generate import Answer, Piece, PieceDecoder, context_length, generate, prompt_ids, stream_pieces
+from ftcli.serving.messages import check_all_is_read
+from ftcli.serving.protocol import AnswerRequest
+from ftcli.serving.refusal import ApiError
 
 if TYPE_CHECKING:
+    from ftcli.models.tokenizer import Tokenizer
     from ftcli.serving.models import Served
 
 BATCH_SIZE = 32
@@ -31,6 +35,7 @@ class Result:
     text: str
     num_prompt_tokens: int
     num_tokens: int
+    """That were made for it: up to the one that ended it, or that completed a stop text."""
     stopped: bool
     """The model, or a stop text, ended it."""
 
@@ -105,10 +110,10 @@ class Engine:
         tokenizer = self.served.tokenizers.get(request.model)
         if tokenizer is None:
             known = ", ".join(self.served.names)
-            raise ApiError(404, f"there is no model `{request.model}` (models: {known})", code="model_not_found", field="model")
+            raise ApiError(404, f"there is no model `{request.model[:100]}` (models: {known})", code="model_not_found", field="model")
         where = "messages" if request.is_chat else "prompt"
         try:
-            prompt = request.prompt if request.messages is None else tokenizer.render(request.messages, add_generation_prompt=True)
+            prompt = request.prompt if request.messages is None else _conversation(tokenizer, request.messages)
             num_tokens = len(prompt_ids(tokenizer, prompt))
         except FtcliError as error:
             raise ApiError(400, str(error), code="invalid_prompt", field=where) from error
@@ -127,6 +132,7 @@ class Engine:
                 self._answer(jobs)
             except Exception as error:
                 # whatever went wrong with these must not end the thread that answers all others
+                traceback.print_exception(error)
                 for job in jobs:
                     job.pieces.put(ApiError(500, f"the model failed: {type(error).__name__}: {error}", code="model_failed"))
 
@@ -156,29 +162,78 @@ class Engine:
         prompts = [job.prompt for job in jobs]
         answers = generate(module, tokenizer, prompts, max_new_tokens=first.max_tokens, batch_size=BATCH_SIZE, **sampling)
         for job, answer in zip(jobs, answers, strict=True):
-            text, is_cut = cut_at_stop(answer.text, job.request.stop)
-            job.pieces.put(Result(text, job.num_prompt_tokens, len(answer.tokens), answer.stopped or is_cut))
+            written = Written(job.request.stop)
+            for piece in _pieces(tokenizer, job, answer):
+                written.add(piece)
+                if written.is_cut:
+                    break
+            job.pieces.put(written.result(job))
 
     def _stream(self, job: Job, module: Any) -> None:
         asked, tokenizer = job.request, self.served.tokenizers[job.request.model]
         sampling: dict[str, Any] = {"temperature": asked.temperature, "top_p": asked.top_p, "seed": asked.seed}
-        made, told = "", 0
+        written, told = Written(asked.stop), 0
         held = max((len(text) for text in asked.stop), default=1) - 1
-        is_cut = False
-        with closing(cast("Generator[str]", stream(module, tokenizer, job.prompt, max_new_tokens=asked.max_tokens, **sampling))) as pieces:
+        with closing(stream_pieces(module, tokenizer, job.prompt, max_new_tokens=asked.max_tokens, **sampling)) as pieces:
             for piece in pieces:
-                made, is_cut = cut_at_stop(made + piece, asked.stop)
-                # the end of what is made may be the beginning of a stop text
-                certain = len(made) if is_cut else max(told, len(made) - held)
+                written.add(piece)
+                # the end of what is written may be the beginning of a stop text
+                certain = len(written.text) if written.is_cut else max(told, len(written.text) - held)
                 if certain > told:
-                    job.pieces.put(made[told:certain])
+                    job.pieces.put(written.text[told:certain])
                     told = certain
-                if is_cut or job.is_cancelled.is_set():
+                if written.is_cut or job.is_cancelled.is_set():
                     break
-        if len(made) > told:
-            job.pieces.put(made[told:])
-        num_tokens = len(tokenizer.encode(made)[0])
-        job.pieces.put(Result(made, job.num_prompt_tokens, num_tokens, is_cut or num_tokens < asked.max_tokens))
+        if len(written.text) > told:
+            job.pieces.put(written.text[told:])
+        job.pieces.put(written.result(job))
+
+
+@dataclass
+class Written:
+    """An answer as far as it is written, up to the first stop text."""
+
+    stops: tuple[str, ...]
+    text: str = ""
+    num_tokens: int = 0
+    is_cut: bool = False
+    """A stop text was written; what comes after it is nobody's."""
+    is_ended: bool = False
+    """By the model."""
+
+    def add(self, piece: Piece) -> None:
+        """Go on with the next piece."""
+        self.text, self.is_cut = cut_at_stop(self.text + piece.text, self.stops)
+        self.num_tokens, self.is_ended = piece.num_tokens, piece.stopped
+
+    def result(self, job: Job) -> Result:
+        return Result(self.text, job.num_prompt_tokens, self.num_tokens, self.is_cut or self.is_ended)
+
+
+def _pieces(tokenizer: Tokenizer, job: Job, answer: Answer) -> Iterator[Piece]:
+    """An answer that was made in a batch, as a stream would have told it: so a stop text counts the same tokens."""
+    if any(stop in answer.text for stop in job.request.stop):
+        pieces = PieceDecoder(tokenizer, prompt_ids(tokenizer, job.prompt))
+        yield from (Piece(pieces.add(token), number) for number, token in enumerate(answer.tokens, start=1))
+        yield Piece(pieces.rest(), len(answer.tokens), answer.stopped)
+    else:
+        yield Piece(answer.text, len(answer.tokens), answer.stopped)
+
+
+def _conversation(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]]) -> str:
+    """The prompt of a conversation.
+
+    Raises:
+        ApiError: the chat template leaves something of it out.
+        FtcliError: there is no template, or it refuses the conversation.
+    """
+
+    def render(given: Sequence[Mapping[str, Any]]) -> str:
+        return tokenizer.render(given, add_generation_prompt=True)
+
+    text = render(messages)
+    check_all_is_read(messages, text, render)
+    return text
 
 
 def cut_at_stop(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:

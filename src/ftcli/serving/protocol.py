@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
+
+from ftcli.serving.messages import read_messages
+from ftcli.serving.refusal import ApiError, check_values, wrong
 
 DEFAULT_TOKENS = 256
 MAX_STOPS, MAX_TOP_TEMPERATURE = 4, 2.0
-_IGNORED = frozenset({"user", "metadata", "store"})
+_MOST_SEED = 2**63 - 1
+_IGNORED: Mapping[str, type] = {"user": str, "metadata": dict, "store": bool, "safety_identifier": str, "prompt_cache_key": str}
+"""Fields that change nothing in an answer, and their types."""
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "n": (1, None),
     "best_of": (1, None),
@@ -17,32 +22,28 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
     "presence_penalty": (0, None),
     "logprobs": (False, None),
     "echo": (False, None),
-    "suffix": (None,),
+    "suffix": (None, ""),
     "tools": (None, []),
     "tool_choice": ("none", None),
+    "parallel_tool_calls": (None, True, False),
+    "functions": (None, []),
+    "function_call": ("none", None),
     "logit_bias": (None, {}),
     "response_format": ({"type": "text"}, None),
+    "modalities": (["text"], None),
+    "service_tier": ("auto", "default", None),
     "top_logprobs": (None,),
+    "audio": (None,),
+    "prediction": (None,),
+    "reasoning_effort": (None,),
+    "verbosity": (None,),
+    "web_search_options": (None,),
 }
 """Fields of which only these values can be served."""
-_READ = frozenset({"model", "messages", "prompt", "max_tokens", "max_completion_tokens"})
+_LENGTHS = ("max_completion_tokens", "max_tokens")
+_READ = frozenset({"model", "messages", "prompt", *_LENGTHS})
 _SAMPLING = frozenset({"temperature", "top_p", "seed", "stop", "stream", "stream_options"})
-
-
-class ApiError(Exception):
-    """A request that is not served: HTTP status, and what is wrong."""
-
-    def __init__(self, status: int, message: str, *, code: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
-        self.field = field
-
-    def to_json(self) -> dict[str, Any]:
-        """The body of the answer, as OpenAI's clients read it."""
-        kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.field, "code": self.code}}
+_STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class AnswerRequest:
     """What is to be answered."""
 
     model: str
-    messages: tuple[dict[str, str], ...] | None
+    messages: tuple[dict[str, Any], ...] | None
     """A conversation; None for a text that is continued."""
     prompt: str
     max_tokens: int
@@ -74,99 +75,93 @@ def read_request(body: bytes, *, is_chat: bool, token_limit: int) -> AnswerReque
         ApiError: 400, with the field that is wrong.
     """
     try:
-        fields = json.loads(body)
+        fields = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "the body is not JSON", code="invalid_json") from error
     if not isinstance(fields, dict):
         raise ApiError(400, "the body is not a JSON object", code="invalid_json")
+    check_values(fields)
     _refuse_unknown(fields, is_chat)
-    asked = _or(fields.get("max_completion_tokens"), _or(fields.get("max_tokens"), min(DEFAULT_TOKENS, token_limit)))
-    max_tokens = _number(asked, "max_tokens", 1, token_limit, whole=True)
     model = fields.get("model")
     if not isinstance(model, str):
-        raise _wrong("model", "is not a text")
-    options = fields.get("stream_options") or {}
-    if not isinstance(options, dict):
-        raise _wrong("stream_options", "is not an object")
+        raise wrong("model", "is not a text")
     top_p = fields.get("top_p")
     return AnswerRequest(
         model=model,
-        messages=_messages(fields.get("messages")) if is_chat else None,
+        messages=read_messages(fields.get("messages")) if is_chat else None,
         prompt="" if is_chat else _prompt(fields.get("prompt")),
-        max_tokens=int(max_tokens),
-        temperature=_number(_or(fields.get("temperature"), 0.0), "temperature", 0, MAX_TOP_TEMPERATURE),
-        top_p=None if top_p is None else _number(top_p, "top_p", 1e-6, 1),
-        seed=int(_number(_or(fields.get("seed"), 0), "seed", 0, 2**63 - 1, whole=True)),
+        max_tokens=_max_tokens(fields, token_limit),
+        temperature=float(_number(_or(fields.get("temperature"), 0), "temperature", 0, MAX_TOP_TEMPERATURE)),
+        top_p=None if top_p is None else float(_number(top_p, "top_p", 0, 1)),
+        seed=int(_number(_or(fields.get("seed"), 0), "seed", -_MOST_SEED - 1, _MOST_SEED, whole=True)),
         stop=_stops(fields.get("stop")),
         stream=_flag(fields.get("stream"), "stream"),
-        with_usage=_flag(options.get("include_usage"), "stream_options.include_usage"),
+        with_usage=_with_usage(fields.get("stream_options")),
     )
+
+
+def _no_number(name: str) -> NoReturn:
+    """NaN and Infinity, which Python reads and JSON does not know."""
+    raise ValueError(name)
 
 
 def _refuse_unknown(fields: dict[str, Any], is_chat: bool) -> None:
     for name, value in fields.items():
         if name in _ONLY:
-            if value not in _ONLY[name]:
-                raise _wrong(name, f"can only be {_ONLY[name][0]!r} here")
-        elif name not in _READ | _SAMPLING | _IGNORED or name == ("prompt" if is_chat else "messages"):
-            raise _wrong(name, "is not a field that is served here")
+            if not any(value == allowed and isinstance(value, bool) == isinstance(allowed, bool) for allowed in _ONLY[name]):
+                raise wrong(name, f"can only be {json.dumps(_ONLY[name][0])} here")
+        elif name in _IGNORED:
+            if value is not None and not isinstance(value, _IGNORED[name]):
+                raise wrong(name, "is not of the type that it has to be")
+        elif name not in _READ | _SAMPLING or name == ("prompt" if is_chat else "messages"):
+            raise wrong(name, "is not a field that is served here")
 
 
-def _messages(value: Any) -> tuple[dict[str, str], ...]:
-    if not isinstance(value, list) or not value:
-        raise _wrong("messages", "is not a list of messages")
-    found = []
-    for index, message in enumerate(value):
-        where = f"messages.{index}"
-        if not isinstance(message, dict):
-            raise _wrong(where, "is not an object")
-        role, content = message.get("role"), _content(message.get("content"), where)
-        if role not in ("system", "developer", "user", "assistant"):
-            raise _wrong(f"{where}.role", "is none of system, user, assistant")
-        found.append({"role": "system" if role == "developer" else role, "content": content})
-    return tuple(found)
-
-
-def _content(value: Any, where: str) -> str:
-    """Text, or parts of text."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
-        return "".join(part["text"] for part in value)
-    raise _wrong(f"{where}.content", "is not a text")
+def _max_tokens(fields: dict[str, Any], limit: int) -> int:
+    """The longest answer, under either of its names."""
+    given = {int(_number(fields[name], name, 1, limit, whole=True)) for name in _LENGTHS if fields.get(name) is not None}
+    if len(given) > 1:
+        raise wrong("max_tokens", "is another number than `max_completion_tokens`")
+    return given.pop() if given else min(DEFAULT_TOKENS, limit)
 
 
 def _prompt(value: Any) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, str):
-        raise _wrong("prompt", "is not one text")
+        raise wrong("prompt", "is not one text")
     return value
 
 
 def _stops(value: Any) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value or []
+    texts = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or len(texts) > MAX_STOPS or not all(isinstance(text, str) and text for text in texts):
-        raise _wrong("stop", f"is not a text, or a list of up to {MAX_STOPS}")
+        raise wrong("stop", f"is not a text, or a list of up to {MAX_STOPS}")
     return tuple(texts)
 
 
+def _with_usage(options: Any) -> bool:
+    if options is not None and not isinstance(options, dict):
+        raise wrong("stream_options", "is not an object")
+    flags = {name: _flag(value, f"stream_options.{name}") for name, value in (options or {}).items() if name in _STREAM_OPTIONS}
+    for name in options or {}:
+        if name not in flags:
+            raise wrong(f"stream_options.{name}", "is not a field that is served here")
+    return flags.get("include_usage", False)
+
+
 def _flag(value: Any, field: str) -> bool:
-    if value not in (None, True, False):
-        raise _wrong(field, "is not true or false")
+    if value is not None and not isinstance(value, bool):
+        raise wrong(field, "is not true or false")
     return bool(value)
 
 
 def _number(value: Any, field: str, least: float, most: float, *, whole: bool = False) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and (not whole or isinstance(value, int))
     if not is_number or not least <= value <= most:
-        raise _wrong(field, f"is not a {'whole ' if whole else ''}number from {least:g} to {most:g}")
+        raise wrong(field, f"is not a {'whole ' if whole else ''}number from {least:g} to {most:g}")
     return value  # type: ignore[no-any-return]
 
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _wrong(field: str, what: str) -> ApiError:
-    return ApiError(400, f"`{field}` {what}", code="invalid_field", field=field)

@@ -16,12 +16,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 from ftcli.serving.engine import Engine, Job, Result
-from ftcli.serving.protocol import AnswerRequest, ApiError, read_request
+from ftcli.serving.protocol import AnswerRequest, read_request
+from ftcli.serving.refusal import ApiError
 
 if TYPE_CHECKING:
     from socket import socket
 
 POST_PATHS = {"/v1/chat/completions": True, "/v1/completions": False}
+_MOST_DIGITS = 15  # of a Content-Length
 _DRAINED = 8  # so many times the allowed size is read and thrown away, so that the refusal arrives
 
 
@@ -144,14 +146,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length")
-        if length is None or not length.isdecimal():
+        if length is None or not length.isdecimal() or "Transfer-Encoding" in self.headers:
             self.close_connection = True
-            raise ApiError(411, "the request has no Content-Length", code="length_required")
+            raise ApiError(411, "the request has no Content-Length, or is sent in chunks", code="length_required")
         limit = self.server.limits.body_bytes
-        if int(length) > limit:
+        if len(length) > _MOST_DIGITS or int(length) > limit:
             self.close_connection = True
-            self._drain(min(int(length), _DRAINED * limit))
-            raise ApiError(413, f"the body has {length} bytes, and {limit} are allowed", code="body_too_large")
+            self._drain(_DRAINED * limit if len(length) > _MOST_DIGITS else min(int(length), _DRAINED * limit))
+            raise ApiError(413, f"the body has more than the {limit} bytes that are allowed", code="body_too_large")
         try:
             body = self.rfile.read(int(length))
         except TimeoutError as error:
@@ -165,11 +167,9 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def _drain(self, num_bytes: int) -> None:
-        while num_bytes > 0:
-            read = self.rfile.read(min(num_bytes, 2**16))
-            if not read:
-                return
-            num_bytes -= len(read)
+        with suppress(TimeoutError):
+            while num_bytes > 0 and (read := self.rfile.read1(min(num_bytes, 2**16))):
+                num_bytes -= len(read)
 
     def _answer_whole(self, job: Job) -> None:
         made = job.pieces.get()
@@ -202,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
             job.is_cancelled.set()  # the reader has gone: nobody waits for the rest
 
     def _event(self, content: dict[str, Any]) -> None:
-        self.wfile.write(f"data: {json.dumps(content, ensure_ascii=False)}\n\n".encode())
+        self.wfile.write(b"data: " + _as_json(content) + b"\n\n")
         self.wfile.flush()
 
     def _no_path(self) -> ApiError:
@@ -213,7 +213,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send_json(error.status, error.to_json())
 
     def _send_json(self, status: int, content: dict[str, Any]) -> None:
-        body = json.dumps(content, ensure_ascii=False).encode()
+        body = _as_json(content)
         self.send_response(status)
         self.send_header("Content-Type", "application/json; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
@@ -223,6 +223,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
+
+
+def _as_json(content: dict[str, Any]) -> bytes:
+    """In UTF-8; half of a surrogate pair, which a template could write into its refusal, as JSON escapes it."""
+    return json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def answer_body(request: AnswerRequest, result: Result) -> dict[str, Any]:

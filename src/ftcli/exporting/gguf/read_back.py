@@ -77,7 +77,7 @@ def _wrong_tensors(source: torch.nn.Module, loaded: torch.nn.Module, kind: str) 
         own, other = ours[name].detach().cpu(), theirs[name].detach()
         if own.shape != other.shape:
             wrong.append(f"{name} (shape {tuple(other.shape)})")
-        elif (error := _error(own, other)) > MAX_ERROR[kind]:
+        elif not (error := _error(own, other)) <= MAX_ERROR[kind]:  # NaN is below nothing
             wrong.append(f"{name} (by {error:.1e})")
     return wrong
 
@@ -106,7 +106,7 @@ def by_llama_cpp(subject: Subject, path: Path, kind: str) -> Check:
     """The ids and the logits of llama.cpp, where its Python package is installed."""
     name = "the file, run by llama.cpp"
     if find_spec("llama_cpp") is None:
-        return Check(name, None, "the package llama-cpp-python is not installed")
+        return Check(name, None, 'llama-cpp-python is not installed: pip install "ftcli[gguf-check]"')
     import numpy as np
     import torch
 
