@@ -90,6 +90,12 @@ def test_the_buffer_holds_a_sample_of_all_earlier_data_of_bounded_size(life: Pat
     assert roles == [("reviews", "new"), ("orders of first", "replay"), ("clinic of second", "replay")]
 
 
+def test_a_source_that_both_runs_measure_is_measured_once(life: Path) -> None:
+    path = write_recipe(life, "same", LORA, "orders", "chat")
+    assert run(["train", str(path), "--after", str(life / "first"), "--replay-rows", "0"]) == 0
+    assert list(manifest(life / "same")["summary"]["after"]) == ["orders"]
+
+
 def test_a_run_that_was_stopped_ends_bitwise_as_one_that_was_not(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ftcli.training.hooks import Checkpoint
 

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 
 from ftcli.cli.main import run
 from ftcli.errors import RecipeError
+from ftcli.methods.lora import Lora
 from ftcli.recipe.chain import load_chain
 from ftcli.training import chain as chain_module
 from ftcli.training.chain import read_chain
@@ -185,3 +186,48 @@ def test_stages_that_changed_are_not_gone_on_with(whole: Path, tmp_path: Path, c
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("chain-*.yaml")), ids=lambda path: path.name)
 def test_every_chain_of_the_project_passes_the_check(path: Path) -> None:
     assert run(["check", "--fast", str(path)]) == 0
+
+
+def test_a_stage_takes_its_own_keys_and_the_others_from_the_chain(tmp_path: Path) -> None:
+    shared = {**data("orders", "chat"), "max_length": 300}
+    stages = [
+        {"name": "a", "train": {"lr": 1e-4}, "every": {"log": 1}},
+        {
+            "name": "b",
+            "train": {"epochs": 2.0},
+            "data": {"train": shared["train"], "max_length": 200},
+            "method": {"kind": "lora", "alpha": 3.0},
+        },
+    ]
+    loaded = load_chain(write_chain(tmp_path, stages, data=shared, method={"kind": "lora", "rank": 2}))
+    first, second = (stage.loaded.recipe for stage in loaded.stages)
+    assert (first.train.lr, first.train.steps, first.train.global_batch_size) == (1e-4, 4, 3)
+    assert (first.every.log, first.every.save) == (1, 2)
+    assert (second.train.lr, second.train.steps, second.train.epochs) == (1e-2, None, 2.0)
+    assert (second.data.max_length, second.data.evaluation) == (200, first.data.evaluation)
+    assert (first.method.rank, second.method.rank, second.method.alpha) == (2, Lora().rank, 3.0)
+
+
+def test_a_source_that_two_stages_measure_is_measured_once(tmp_path: Path) -> None:
+    again = {**STAGES[0]["data"]["evaluation"][0], "role": "retained"}
+    second = stage("second", LORA)
+    second["data"]["evaluation"].append(again)
+    loaded = load_chain(write_chain(tmp_path, [STAGES[0], second], evaluation=[again]))
+    assert [[source.name for source in stage.loaded.recipe.data.evaluation] for stage in loaded.stages] == [
+        ["clinic"],
+        ["orders", "clinic"],
+    ]
+
+
+def test_a_stage_that_failed_can_be_begun_anew_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    path = write_chain(tmp_path, STAGES[:2])
+    assert run(["train", str(path), "--set", "stages.1.train={lr: 1e30}"]) == 1
+    capsys.readouterr()
+    assert run(["train", str(path), "--resume"]) == 2
+    said = capsys.readouterr().err
+    folder = tmp_path / "out" / "stages" / "02-task"
+    assert f"remove {folder}" in said
+    shutil.rmtree(folder)
+    assert run(["train", str(path), "--resume"]) == 0

@@ -16,7 +16,7 @@ from ftcli.methods import Method
 from ftcli.models.settings import Model
 from ftcli.objectives import Objective
 from ftcli.recipe.checks import check_relations
-from ftcli.recipe.explain import Finding
+from ftcli.recipe.explain import Finding, value_at
 from ftcli.recipe.load import LoadedRecipe, load_document
 from ftcli.recipe.recipe import Recipe, Tracker
 from ftcli.recipe.train import Every, Train
@@ -26,13 +26,15 @@ from ftcli.spec import FolderName, LocalPath, Spec
 
 Beginning = Literal["keep", "stack", "merge"]
 SECTIONS = ("data", "method", "objective", "train", "every")
+_OF_A_KIND = ("method", "objective")
+_EXTENTS = {"epochs", "steps", "max_tokens"}
 # What made the first stage's base is in the later ones' base already.
 _OF_THE_FIRST_BASE = ("base", "init", "revision", "tokenizer", "add_tokens", "grow", "rope")
 STAGES, MERGED, TITLE = "stages", "merged", "ftcli chain"
 
 
 class Stage(Spec):
-    """One run of a chain: what it says takes the place of what the chain says for all."""
+    """One run of a chain: what it says takes the place of what the chain says for all, key by key; a method or an objective whole."""
 
     name: FolderName
     """Names the stage and its folder."""
@@ -141,8 +143,8 @@ def _resolved(chain: Chain, document: dict[str, Any], path: Path, folder: Path) 
     for index, stage in enumerate(chain.stages):
         sections, _ = _sections(document, index)
         own = list(sections["data"].get("evaluation", ()))
-        sections["data"] = {**sections["data"], "evaluation": own + [_retained(source) for source in known if source not in own]}
-        known += [source for source in own if source not in known]
+        sections["data"] = {**sections["data"], "evaluation": own + [_retained(source) for source in known if not _is_among(source, own)]}
+        known += [source for source in own if not _is_among(source, known)]
         found: dict[str, Any] = {"version": 1, "name": stage.name, "model": model, **sections, "trackers": list(chain.trackers)}
         found["output"] = str(stage_folder(folder, index, stage.name).resolve())
         begin: Any = "base"
@@ -172,6 +174,11 @@ def _retained(source: dict[str, Any]) -> dict[str, Any]:
     return {**source, "role": "retained"}
 
 
+def _is_among(source: dict[str, Any], others: list[dict[str, Any]]) -> bool:
+    """Are the same rows there, whatever their role?"""
+    return _retained(source) in map(_retained, others)
+
+
 def _beginning(previous: Recipe, own: Recipe, wanted: Beginning | None) -> str:
     if previous.method.artefact == "model":
         return "model"
@@ -182,7 +189,15 @@ def _sections(document: dict[str, Any], index: int) -> tuple[dict[str, Any], set
     """The sections of a stage, and which of them are its own."""
     stage = document[STAGES][index]
     own = {key for key in SECTIONS if stage.get(key) is not None}
-    return {key: stage[key] if key in own else document[key] for key in SECTIONS if key in own or document.get(key) is not None}, own
+    return {key: _section(document.get(key), stage.get(key), key) for key in SECTIONS if key in own or document.get(key) is not None}, own
+
+
+def _section(common: Any, own: Any, section: str) -> Any:
+    """A stage's section: what has a kind is replaced whole, of the others each key is the stage's or else the chain's."""
+    if own is None or common is None or section in _OF_A_KIND or not isinstance(own, dict) or not isinstance(common, dict):
+        return common if own is None else own
+    left_out = _EXTENTS if _EXTENTS & own.keys() else set()
+    return {**{key: value for key, value in common.items() if key not in left_out}, **own}
 
 
 def check_chain(document: dict[str, Any]) -> list[Finding]:
@@ -202,7 +217,8 @@ def _within(document: dict[str, Any], index: int) -> Iterator[Finding]:
         return
     model = document.get("model") if index == 0 else {"base": "the stage before"}
     for path, what, hint in check_relations({**sections, "model": model}):
-        yield (STAGES, index, *path) if path and path[0] in own else path, what, hint
+        is_own = bool(path) and path[0] in own and (len(path) == 1 or value_at(document[STAGES][index], path) is not None)
+        yield (STAGES, index, *path) if is_own else path, what, hint
 
 
 def _between(document: dict[str, Any], index: int) -> Iterator[Finding]:

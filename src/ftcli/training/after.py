@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.data.buffer import fill_buffer, read_buffer
+from ftcli.data.settings import EvaluationSource
 from ftcli.errors import Problem, RequestError, UsageError
 from ftcli.files import write_json
 from ftcli.recipe.chain import MERGED
@@ -80,16 +81,18 @@ def follow(loaded: LoadedRecipe, earlier: Path, replay_rows: int, reporter: Repo
     _require_open(loaded, previous)
     changes: dict[str, Any] = _beginning(recipe, previous, earlier, reporter)
     kept = [] if replay_rows == 0 else _buffer(previous, earlier, replay_rows)
-    own = set(recipe.data.evaluation)
-    retained = [source.model_copy(update={"role": "retained"}) for source in previous.data.evaluation]
+    own = [_as_retained(source) for source in recipe.data.evaluation]
+    retained = [source for source in map(_as_retained, previous.data.evaluation) if source not in own]
     data = recipe.data.model_dump(mode="json", exclude_unset=True)
     data["train"] += [source.model_dump(mode="json") for source in kept]
-    data["evaluation"] = [
-        source.model_dump(mode="json") for source in (*recipe.data.evaluation, *(source for source in retained if source not in own))
-    ]
+    data["evaluation"] = [source.model_dump(mode="json") for source in (*recipe.data.evaluation, *retained)]
     document = {**recipe.model_dump(mode="json"), **changes, "data": data}
     found = Recipe.model_validate_json(json.dumps(document))
     return replace(loaded, recipe=found)
+
+
+def _as_retained(source: EvaluationSource) -> EvaluationSource:
+    return source.model_copy(update={"role": "retained"})
 
 
 def _require_open(loaded: LoadedRecipe, previous: Recipe) -> None:

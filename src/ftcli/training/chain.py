@@ -45,12 +45,24 @@ def run_chain(loaded: LoadedChain, reporter: Reporter, *, resume: bool = False) 
         reporter.note(f"\nstage {index + 1} of {len(loaded.stages)}: {stage.name}{_from(stage)}")
         if stage.begin == "merge":
             _merge_before(loaded.stages[index - 1], reporter)
-        summaries.append(run_recipe(stage.loaded, reporter, resume=True))
+        summaries.append(_run_stage(stage, reporter))
         _write(loaded, summaries)
     found = _write(loaded, summaries)
     reporter.note("\n" + "\n".join(report_lines(found)))
     require_proven(found)
     return found
+
+
+def _run_stage(stage: ChainStage, reporter: Reporter) -> Summary:
+    folder = run_folder(stage.loaded.recipe)
+    try:
+        return run_recipe(stage.loaded, reporter, resume=True)
+    except RequestError as error:
+        is_begun = folder.resolved_path.exists()
+        hint = (
+            f"remove {folder.path} and what comes after it to begin this stage anew; the stages before it stay" if is_begun else error.hint
+        )
+        raise type(error)(f"stage `{stage.name}`: {error.summary}", error.problems, hint) from error
 
 
 def _look_at_data(loaded: LoadedChain) -> None:
