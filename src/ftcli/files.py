@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ftcli.errors import RunError
+from ftcli.errors import RunError, UsageError
 
 PARTIAL = ".partial-"
 """Begins the name of whatever is still being written; it is never read, and removed when met."""
@@ -45,13 +45,30 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def check_place(path: Path) -> None:
+    """Refuse a path at which no file or folder can be made.
+
+    Raises:
+        UsageError: a part of it is a file, or nothing may be written there.
+    """
+    existing = next((place for place in path.absolute().parents if os.path.lexists(place)), Path("/"))
+    if not existing.is_dir():
+        raise UsageError(f"nothing can be made at `{path}`: `{existing}` is no folder", hint="choose another place")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"nothing can be made at `{path}`: nothing may be written in `{existing}`", hint="choose another place")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it gets the name `path`, and replaces what was there, only once it is complete and on the disk.
 
     Raises:
+        UsageError: no folder can be made there.
         RunError: the disk is full; what stood under `path` is untouched.
     """
+    check_place(path)
+    if os.path.lexists(path) and not path.is_dir():
+        raise UsageError(f"no folder can be made at `{path}`: it is a file", hint="choose another place")
     partial = path.with_name(f"{PARTIAL}{path.name}")
     shutil.rmtree(partial, ignore_errors=True)
     with said_when_disk_is_full(path):

@@ -15,8 +15,8 @@ from tests.tiny_chat_model import write_tiny_chat_model
 
 from ftcli.cli.main import run
 from ftcli.errors import GateError, RequestError, RunError, UsageError
-from ftcli.merging import cold
-from ftcli.merging.cold import Meeting, begin, fuse, put, status
+from ftcli.merging.cold import begin, fuse, put, status
+from ftcli.merging.meeting import Meeting
 
 
 @pytest.fixture
@@ -198,6 +198,59 @@ def test_a_contribution_that_does_not_fit_or_is_damaged_is_refused(place: Path) 
         fuse(meeting)
 
 
+def test_what_is_not_finite_is_no_contribution_and_no_start(place: Path) -> None:
+    meeting = begin(place / "meet", str(place / "base"))
+    broken = changed_copy(place / "base", place / "broken", 0)
+    weights = weights_of(broken)
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RequestError, match=r"NaN or infinite numbers in `model.norm.weight`"):
+        put(meeting, meeting.current, "broken", broken, {})
+    with pytest.raises(RequestError, match="NaN or infinite"):
+        begin(place / "other", str(broken))
+    assert meeting.current.contributions() == []
+
+
+def test_a_contribution_that_came_another_way_can_be_taken_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    meeting = begin(place / "meet", str(place / "base"))
+    put(meeting, meeting.current, "fine", place / "base", {})
+    put(meeting, meeting.current, "bad", place / "base", {})
+    folder = meeting.current.folder / "contributions" / "bad"
+    weights = weights_of(folder / "model")
+    save_file({name: tensor * torch.nan for name, tensor in weights.items()}, folder / "model" / "model.safetensors", {"format": "pt"})
+    note = json.loads((folder / "contribution.json").read_text())
+    (folder / "contribution.json").write_text(json.dumps({**note, "sha256": {}}))
+    with pytest.raises(GateError, match="ftcli cold remove"):
+        fuse(meeting, threads=1, verify=False)
+    assert run(["cold", "remove", "meet", "bad"]) == 0
+    assert run(["cold", "remove", "meet", "bad"]) == 2
+    assert "contributions: fine" in capsys.readouterr().err
+    assert fuse(meeting, threads=1, verify=False)["contributions"] == ["fine"]
+
+
+def test_a_model_of_other_shapes_is_refused_without_a_recipe_that_nobody_wrote(place: Path) -> None:
+    meeting = begin(place / "meet", str(place / "base"))
+    other = changed_copy(place / "base", place / "other", 0)
+    save_file({**weights_of(other), "model.norm.weight": torch.ones(7)}, other / "model.safetensors", {"format": "pt"})
+    for model in ("other", "nowhere"):
+        with pytest.raises(RequestError) as caught:
+            put(meeting, meeting.current, "x", place / model, {})
+        assert "cannot be contributed to round 0" in str(caught.value)
+        assert "cold.yaml" not in str(caught.value)
+        assert "line" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("cold.json", "[]"), ("cold.json", "{}"), ("rounds/000/contributions/a/contribution.json", "[]")]
+)
+def test_a_damaged_meeting_place_is_said_to_be_so(file: str, text: str, place: Path) -> None:
+    meeting = begin(place / "meet", str(place / "base"))
+    put(meeting, meeting.current, "a", place / "base", {})
+    (place / "meet" / file).write_text(text)
+    with pytest.raises(RequestError, match="json"):
+        status(meeting)
+
+
 def test_pruning_keeps_the_notes(place: Path) -> None:
     meeting = begin(place / "meet", str(place / "base"))
     put(meeting, meeting.current, "a", place / "base", {"steps": 3})
@@ -223,5 +276,5 @@ def test_a_wrong_request_is_refused(arguments: list[str], message: str, place: P
     begin(place / "meet", str(place / "base"))
     assert run(["cold", *arguments]) == 2
     assert message in capsys.readouterr().err
-    assert cold.Meeting(place / "meet").current.contributions() == []
+    assert Meeting(place / "meet").current.contributions() == []
     assert Meeting(place / "meet").current.number == 0

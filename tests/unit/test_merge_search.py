@@ -283,6 +283,26 @@ def test_a_wrong_search_is_refused_before_anything_is_measured(document: dict[st
     assert not (models / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"search": {"budget": 1}}, "measured first"),
+        ({"search": {"layer_groups": 9}}, "more than the model's 2 layers"),
+        ({"evaluate": {"sources": [{"name": "rows", "source": {"kind": "file", "path": "nothere.jsonl"}}]}}, "no such file"),
+        ({"evaluate": {"sources": [{"name": "rows", "source": {"kind": "file", "path": "odd.jsonl"}}]}}, "fit no format"),
+        ({"evaluate": {"sources": [{"name": "r", "source": {"kind": "file", "path": "rows.jsonl"}}], "weights": {"x": 1}}}, "is no source"),
+    ],
+)
+def test_a_dry_run_looks_at_settings_and_data(document: dict[str, Any], message: str, models: Path) -> None:
+    (models / "odd.jsonl").write_text('{"nothing": 1}\n')
+    sources = [{"name": "rows", "source": {"kind": "file", "path": "rows.jsonl"}}]
+    text = dump({"merge_method": "search", "models": ["m0", "m1"], "evaluate": {"sources": sources}, **document})
+    path = models / "dry.yaml"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=message):
+        plan_search(read_search_recipe(parse(text), path), path)
+
+
 def test_the_nearest_domains_are_chosen() -> None:
     domains = np.array([[10.0, 1, 0], [10.0, 0, 1], [10.0, -1, -1]])
     assert nearest(domains, np.array([9.0, 0.5, 3.0]), 2).chosen == (1, 0)

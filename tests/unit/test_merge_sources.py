@@ -193,7 +193,7 @@ def test_a_tied_model_stays_tied(tmp_path: Path) -> None:
 def test_a_model_that_does_not_load_is_not_left_behind(tmp_path: Path) -> None:
     family(tmp_path, count=1)
     config = json.loads((tmp_path / "a" / "config.json").read_text())
-    (tmp_path / "a" / "config.json").write_text(json.dumps({**config, "hidden_size": 20}))
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**config, "model_type": "qwen3"}))
     recipe = tmp_path / "out.yaml"
     recipe.write_text("merge_method: passthrough\nmodels: [a]\n")
     with pytest.raises(GateError, match=r"does not load|not whole"):

@@ -43,7 +43,8 @@ def contribute(
     """Train from the current round's model and put the result into the round; the same command goes on after a kill."""
     from ftcli.cli.console import print_json, words_on_stderr
     from ftcli.errors import UsageError
-    from ftcli.merging.cold import Meeting, put
+    from ftcli.merging.cold import put
+    from ftcli.merging.meeting import Meeting
 
     if (recipe is None) == (model is None):
         raise UsageError(
@@ -78,8 +79,8 @@ def fuse(
 ) -> None:
     """Average the round's contributions into the model that the next round starts from."""
     from ftcli.cli.console import print_json, words_on_stderr
-    from ftcli.merging.cold import Meeting
     from ftcli.merging.cold import fuse as average
+    from ftcli.merging.meeting import Meeting
 
     with words_on_stderr(as_json):
         from ftcli.reporting.live import Reporter
@@ -92,11 +93,30 @@ def fuse(
 
 
 @app.command()
+def remove(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="Of the contribution.")],
+    as_json: AsJson = False,
+) -> None:
+    """Take a contribution out of the current round."""
+    from ftcli.cli.console import print_json
+    from ftcli.merging.cold import remove as take_out
+    from ftcli.merging.meeting import Meeting
+
+    taken = take_out(Meeting(folder), name)
+    if as_json:
+        print_json({"removed": str(taken)})
+    else:
+        typer.echo(f"removed: {taken}", err=True)
+
+
+@app.command()
 def status(folder: Folder, as_json: AsJson = False) -> None:
     """Show the rounds and who has contributed."""
     from ftcli.cli.console import print_json
-    from ftcli.merging.cold import Meeting, status_lines
     from ftcli.merging.cold import status as status_of
+    from ftcli.merging.cold import status_lines
+    from ftcli.merging.meeting import Meeting
 
     report = status_of(Meeting(folder))
     if as_json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import GateError, Problem, RequestError, UsageError
 from ftcli.exporting.difference import Difference, compare, logits_on, probe_of
+from ftcli.files import check_place
 from ftcli.merging.lora.extract import Anatomy, Extraction, ExtractReport, extract_lora
 from ftcli.merging.lora.stored import stored_model
 from ftcli.models.locate import model_folder
@@ -68,6 +69,7 @@ def extract(
         RequestError: the models cannot be read, or do not fit each other.
         GateError: base and adapter compute what is not finite, or are further from the tuned model than the base.
     """
+    check_place(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"`{output}` exists already", hint="choose another folder with -o, or remove this one")
     folders = [_model_folder(reference) for reference in (tuned, base)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftcli.errors import Problem, RequestError
+from ftcli.merging.documents import read_object
 from ftcli.merging.numbers import Array
 from ftcli.merging.pieces import row_ranges
 from ftcli.merging.stored import OpenFiles, StoredTensor, read_header
@@ -70,8 +71,8 @@ def open_adapter(folder: Path, base_tensors: Mapping[str, StoredTensor]) -> Adap
     Raises:
         RequestError: it is not LoRA, or of a kind that no plain weights equal, or does not fit the base; names every problem.
     """
-    config = _config(folder)
-    problems = _refusals(folder, config)
+    config = read_object(folder / CONFIG_FILE, str(folder))
+    problems = [*_refusals(folder, config), *_wrong_scales(folder, config)]
     tensors = read_header(folder / WEIGHTS_FILE) if (folder / WEIGHTS_FILE).is_file() else {}
     if not tensors:
         problems.append(Problem(str(folder), f"there is no {WEIGHTS_FILE}", None))
@@ -101,16 +102,28 @@ def open_adapter(folder: Path, base_tensors: Mapping[str, StoredTensor]) -> Adap
             problems.append(problem)
     if problems:
         raise RequestError("an adapter does not fit its base", problems)
-    return Adapter(folder, low_rank, replaced, config.get("base_model_name_or_path"))
+    noted = config.get("base_model_name_or_path")
+    return Adapter(folder, low_rank, replaced, noted if isinstance(noted, str) else None)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError("an adapter cannot be read", [Problem(str(folder), f"{CONFIG_FILE}: {error}", None)]) from None
-    return config
+def _wrong_scales(folder: Path, config: Mapping[str, Any]) -> list[Problem]:
+    return [Problem(str(folder), what, "PEFT writes numbers here: fetch or write the file again") for what in wrong_scales(config)]
+
+
+def wrong_scales(config: Mapping[str, Any]) -> Iterator[str]:
+    """What an adapter's configuration says of its scale that is no number, in words."""
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        yield f"`alpha_pattern` is {patterns}, allowed: a mapping from modules to numbers"
+        patterns = {}
+    for name, value in {"lora_alpha": config.get("lora_alpha", 1), **patterns}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            yield f"`{name}` is {json.dumps(value)}, allowed: a number"
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"`alpha_pattern`: `{pattern}` is no regular expression: {error}"
 
 
 def _refusals(folder: Path, config: Mapping[str, Any]) -> list[Problem]:
@@ -164,13 +177,18 @@ def _low_rank(
     if any(name not in factors for name in names):
         return None, Problem(str(folder), f"`{module}` has only {', '.join(factors)}", None)
     first, second = (factors[name] for name in names)
+    if len(first.shape) != 2 or len(second.shape) != 2 or first.shape[0] != second.shape[1] or first.shape[0] == 0:
+        what = f"`{module}`: A is {list(first.shape)} and B {list(second.shape)}, allowed: [r, in] and [out, r]"
+        return None, Problem(str(folder), what, None)
     magnitude = factors.get("lora_magnitude_vector")
+    if magnitude is not None and magnitude.size != second.shape[0]:
+        return None, Problem(str(folder), f"`{module}`: {magnitude.size} lengths for the {second.shape[0]} rows of B", None)
     if is_embedding and magnitude is not None:
         return None, Problem(str(folder), f"`{module}`: DoRA on an embedding cannot be folded in by rows", None)
     is_transposed = is_embedding or bool(config.get("fan_in_fan_out"))
     expected = (second.shape[0], first.shape[-1])
     found = weight.shape[::-1] if is_transposed else weight.shape
-    if len(first.shape) != 2 or len(weight.shape) != 2 or found != expected:
+    if len(weight.shape) != 2 or found != expected:
         return None, Problem(str(folder), f"`{module}`: B A is {list(expected)}, the base's weight {list(weight.shape)}", None)
     rank = first.shape[0]
     alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))

@@ -14,7 +14,6 @@ and a contribution or a model appears by one renaming. Source: Don-Yehiya et al.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -24,17 +23,18 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.errors import GateError, Problem, RequestError, RunError, UsageError
+from ftcli.errors import GateError, Problem, RecipeError, RequestError, RunError, UsageError
 from ftcli.files import PARTIAL, new_folder, said_when_disk_is_full, sha256_of, sync_folder, write_json
+from ftcli.merging.documents import read_object
 from ftcli.merging.engine import JOURNAL, Say, working_folder
+from ftcli.merging.meeting import Contribution, Meeting, Round
 from ftcli.merging.numbers import DTYPES
 from ftcli.merging.outcome import copy_tokenizer
 from ftcli.merging.search.written import linear_document, planned
-from ftcli.merging.stored import folder_tensors
+from ftcli.merging.stored import folder_tensors, not_finite
 from ftcli.models.locate import model_folder
 
 if TYPE_CHECKING:
@@ -43,85 +43,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _AROUND = ("config.json", "generation_config.json", "*.py")
-
-
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """What one contributor made of a round's model."""
-
-    name: str
-    folder: Path
-    note: dict[str, Any]
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One start, and what was made of it."""
-
-    number: int
-    folder: Path
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
-    def contributions(self) -> list[Contribution]:
-        """Those that are complete, by name."""
-        found = []
-        for path in sorted(self.folder.glob("contributions/*")):
-            note = path / "contribution.json"
-            if not path.name.startswith(PARTIAL) and note.is_file():
-                found.append(Contribution(path.name, path, json.loads(note.read_text(encoding="utf-8"))))
-        return found
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """A folder in which models meet."""
-
-    folder: Path
-
-    def rounds(self) -> list[Round]:
-        """Every round that has its model, the first first.
-
-        Raises:
-            UsageError: the folder is none of these.
-        """
-        if not (self.folder / "cold.json").is_file():
-            raise UsageError(f"`{self.folder}` is no meeting place: it has no cold.json", hint="ftcli cold init FOLDER --base BASE")
-        numbered = sorted(path for path in self.folder.glob("rounds/*") if path.name.isdecimal())
-        return [Round(int(path.name), path) for path in numbered if (path / "model" / "config.json").is_file()]
-
-    @property
-    def current(self) -> Round:
-        """The round to contribute to."""
-        return self.rounds()[-1]
-
-    def round_at(self, number: int) -> Round:
-        return Round(number, self.folder / "rounds" / f"{number:03d}")
-
-    def info(self) -> dict[str, Any]:
-        """What cold.json says."""
-        found: dict[str, Any] = json.loads((self.folder / "cold.json").read_text(encoding="utf-8"))
-        return found
-
-    @contextmanager
-    def only_fuser(self) -> Iterator[None]:
-        """Keeps every other fuse of this folder out.
-
-        Raises:
-            UsageError: one is at work.
-        """
-        with (self.folder / ".fuse.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"another process is fusing in {self.folder}") from None
-            yield
 
 
 def begin(folder: Path, base: str) -> Meeting:
@@ -133,7 +54,7 @@ def begin(folder: Path, base: str) -> Meeting:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"`{folder}` exists already", hint="choose another folder, or go on in it with `ftcli cold contribute`")
     source = model_folder(base)
-    folder_tensors(source)
+    _check_model(source, base)
     with new_folder(folder) as partial:
         meeting = Meeting(partial)
         place = meeting.round_at(0).model
@@ -200,7 +121,9 @@ def put(meeting: Meeting, now: Round, name: str, model: Path, facts: dict[str, A
     """
     _free_name(now, name)
     models = [str(now.model.resolve()), str(model.resolve())]
-    planned(linear_document(models, [0.5, 0.5]), meeting.folder / "cold.yaml", None, None, 1)
+    with _said_of(f"`{model}` cannot be contributed to round {now.number}"):
+        planned(linear_document(models, [0.5, 0.5]), meeting.folder / "cold.yaml", None, None, 1)
+    _check_model(model, str(model))
     if meeting.current.number != now.number:
         hint = f"contribute again: it will start from round {meeting.current.number}"
         raise RunError(f"round {now.number} was fused while this was made: it has not been put there", hint=hint)
@@ -219,6 +142,51 @@ def put(meeting: Meeting, now: Round, name: str, model: Path, facts: dict[str, A
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return {**note, "folder": str(folder / name)}
+
+
+def _check_model(folder: Path, name: str) -> None:
+    """Refuse what is no model folder, and a model whose numbers are not finite: no mean with it would be.
+
+    Raises:
+        RequestError: it is one.
+    """
+    if not (folder / "config.json").is_file():
+        raise RequestError("the model cannot be read", [Problem(name, "it has no config.json", "a model folder; of a run, its `model`")])
+    read_object(folder / "config.json", name)
+    if broken := not_finite(folder_tensors(folder)):
+        listed = ", ".join(f"`{tensor}`" for tensor in broken[:3]) + (f" ... and {len(broken) - 3} more" if len(broken) > 3 else "")
+        raise RequestError("the model is not finite", [Problem(name, f"NaN or infinite numbers in {listed}")])
+
+
+@contextmanager
+def _said_of(summary: str) -> Iterator[None]:
+    """Say what is wrong with a plan as what it is, not as a problem of a recipe that nobody wrote.
+
+    Raises:
+        RequestError: models do not fit each other.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        problems = [Problem("" if "(line " in each.where else each.where, each.what, each.hint) for each in error.problems]
+        raise RequestError(summary, problems) from None
+
+
+def remove(meeting: Meeting, name: str) -> Path:
+    """Take a contribution out of the current round; its folder.
+
+    Raises:
+        UsageError: the round has none of this name.
+    """
+    now = meeting.current
+    folder = now.folder / "contributions" / name
+    if not _NAME.fullmatch(name) or not folder.is_dir():
+        names = sorted(path.name for path in (now.folder / "contributions").glob("*") if not path.name.startswith(PARTIAL))
+        raise UsageError(f"round {now.number} has no contribution `{name}`", hint=f"contributions: {', '.join(names) or 'none'}")
+    aside = folder.with_name(f"{PARTIAL}{name}-{uuid.uuid4().hex}")
+    folder.rename(aside)
+    shutil.rmtree(aside)
+    return folder
 
 
 def _claim(partial: Path, path: Path) -> None:
@@ -299,12 +267,17 @@ def _average(now: Round, found: Sequence[Contribution], output: Path, threads: i
     }
     if len(models) == 1:
         document = linear_document(models, [1.0])
-    plan = planned(document, output.parent / "cold.yaml", output, _dtype(found[0].model), number)
+    with _said_of("the contributions cannot be averaged"):
+        plan = planned(document, output.parent / "cold.yaml", output, _dtype(found[0].model), number)
     folder = working_folder(output)
     goes_on = (folder / JOURNAL).is_file() and plan.fingerprint() in (folder / JOURNAL).read_text(encoding="utf-8").partition("\n")[0]
     if not goes_on:
         shutil.rmtree(folder, ignore_errors=True)
-    carry_out_plan(plan, output, threads=number, resume=goes_on, verify=verify, say=say)
+    try:
+        carry_out_plan(plan, output, threads=number, resume=goes_on, verify=verify, say=say)
+    except GateError as error:
+        hint = "`ftcli cold remove FOLDER NAME` takes a contribution out of the round"
+        raise GateError(error.summary, error.problems, hint=hint) from error
 
 
 def _dtype(model: Path) -> str:
@@ -319,10 +292,12 @@ def _dtype(model: Path) -> str:
 def _check_whole(found: Sequence[Contribution]) -> None:
     problems = []
     for each in found:
-        for name, expected in each.note.get("sha256", {}).items():
+        hashes = each.note.get("sha256")
+        for name, expected in (hashes if isinstance(hashes, dict) else {"contribution.json": ""}).items():
             path = each.model / name
             if not path.is_file() or sha256_of(path) != expected:
-                problems.append(Problem(each.name, f"`{name}` is not what was contributed", f"remove {each.folder}, and contribute again"))
+                hint = f"`ftcli cold remove FOLDER {each.name}`, and contribute again"
+                problems.append(Problem(each.name, f"`{name}` is not what was contributed", hint))
     if problems:
         raise RequestError("a contribution is damaged", problems)
 
@@ -337,11 +312,12 @@ def _tidy(now: Round, pruned: Sequence[Contribution]) -> None:
 
 def status(meeting: Meeting) -> dict[str, Any]:
     """Every round with its contributions."""
-    rounds = [
-        {"round": each.number, "model": str(each.model), "contributions": [found.note for found in each.contributions()]}
-        for each in meeting.rounds()
-    ]
-    return {"folder": str(meeting.folder), "base": meeting.info()["base"], "current": rounds[-1]["round"], "rounds": rounds}
+    current = meeting.current.number
+    rounds: list[dict[str, Any]] = []
+    for each in meeting.rounds():
+        notes = [{"name": found.name, **found.note} for found in each.contributions()]
+        rounds.append({"round": each.number, "model": str(each.model), "contributions": notes})
+    return {"folder": str(meeting.folder), "base": meeting.info()["base"], "current": current, "rounds": rounds}
 
 
 def status_lines(report: dict[str, Any]) -> list[str]:

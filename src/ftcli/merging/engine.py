@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,14 +23,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ftcli.data.cache import default_cache_folder
+from ftcli.data.file_hashes import sha256_of_file
 from ftcli.errors import GateError, Problem, UsageError
-from ftcli.files import said_when_disk_is_full, sha256_of
-from ftcli.merging.numbers import Array, fits, from_float32
+from ftcli.files import said_when_disk_is_full
+from ftcli.merging.global_trim import TrimmedTensor, global_limits
+from ftcli.merging.layers import is_buffer
+from ftcli.merging.numbers import Array, are_finite, fits, from_float32
 from ftcli.merging.pieces import Piece, row_ranges, rows_and_columns, sampled_rows
 from ftcli.merging.plan import Input, Plan, TensorPlan
 from ftcli.merging.randomness import Randomness
-from ftcli.merging.readers import Reader, are_equal, open_reader
-from ftcli.merging.selection import NUM_BINS, histogram, threshold_of
+from ftcli.merging.readers import Reader, StoredReader, are_equal, open_reader
+from ftcli.merging.selection import Largest
 from ftcli.merging.sources import Source
 from ftcli.merging.stored import OpenFiles
 from ftcli.merging.vocabulary import PermutedReader
@@ -54,7 +59,7 @@ class _TensorInputs:
     base: Reader | None
     statistics: list[Reader]
     randomness: Randomness
-    thresholds: tuple[float, ...]
+    limits: tuple[Largest, ...]
     whole: tuple[Array, ...] = ()
     _only: Piece | None = None
 
@@ -188,7 +193,7 @@ def carry_out(plan: Plan, folder: Path, *, threads: int, resume: bool = False, s
         work = _Work(plan, files, writer)
         pending = sorted((t for t in plan.tensors if t.name not in journal.done), key=lambda tensor: -tensor.num_bytes)
         num_resumed = len(plan.tensors) - len(pending)
-        work.find_thresholds(threads, bool(pending))
+        work.find_limits(threads, bool(pending))
         hashes = _run(plan, work, journal, pending, threads, say)
         journal.flush(writer.sync)
     return Carried(time.perf_counter() - started, len(plan.tensors), num_resumed, work.num_unchanged, hashes)
@@ -233,10 +238,10 @@ def _note_each(running: dict[Future[None], TensorPlan], journal: Journal, work: 
 
 
 def _hash(path: Path) -> str:
-    """The name of a file in the hub's cache of large files is its hash already."""
+    """The name of a file in the hub's cache of large files is its hash already; others are known again by path, size, time and inode."""
     real = path.resolve()
     is_hash = real.parent.name == "blobs" and len(real.name) == 64
-    return real.name if is_hash else sha256_of(path)
+    return real.name if is_hash else sha256_of_file(path, default_cache_folder())
 
 
 class _Writer:
@@ -276,7 +281,7 @@ class _Work:
     def __init__(self, plan: Plan, files: OpenFiles, writer: _Writer) -> None:
         self.plan, self.files, self.writer = plan, files, writer
         self.num_unchanged = 0
-        self._thresholds: dict[str, float] = {}
+        self._limits: dict[tuple[str, str], Largest] = {}
         self._lock = Lock()
 
     def merge(self, tensor: TensorPlan) -> None:
@@ -285,6 +290,11 @@ class _Work:
         Raises:
             GateError: it has values that are not finite in its dtype.
         """
+        # what comes out infinite is refused by name, and not mumbled about by NumPy
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            self._merge(tensor)
+
+    def _merge(self, tensor: TensorPlan) -> None:
         readers = [self._reader(tensor, item) for item in tensor.inputs]
         base = None if tensor.base is None else self._reader(tensor, tensor.base)
         compared = [*readers, *([] if base is None else [base])]
@@ -313,9 +323,11 @@ class _Work:
             stored = reader.stored(first, last) if reader.dtype == tensor.dtype else None
             if stored is None:
                 values = reader.rows(first, last)
-                if not fits(values, tensor.dtype) and np.isfinite(values).all():
-                    raise self._not_finite(tensor, None)
+                if not fits(values, tensor.dtype):
+                    raise self._not_finite(tensor, None, is_own=not np.isfinite(values).all())
                 stored = from_float32(values, tensor.dtype)
+            elif not is_buffer(tensor.name) and not are_finite(stored, tensor.dtype):
+                raise self._not_finite(tensor, None, is_own=True)
             self._write(tensor, first * columns, stored)
 
     def _write(self, tensor: TensorPlan, element: int, stored: NDArray[Any]) -> None:
@@ -324,15 +336,13 @@ class _Work:
     def _inputs(self, tensor: TensorPlan, readers: list[Reader], base: Reader | None) -> _TensorInputs:
         found = [item for item in tensor.statistics if item is not None]
         elementwise = self.plan.recipe.method.statistics == "elementwise"
-        from ftcli.merging.readers import StoredReader
-
         return _TensorInputs(
             tensor,
             readers,
             base,
             [StoredReader(item, self.files) for item in found] if elementwise else [],
             Randomness(self.plan.recipe.seed, tensor.name, tensor.labels),
-            tuple(self._thresholds[label] for label in tensor.labels) if self._thresholds else (),
+            tuple(self._limits[tensor.name, label] for label in tensor.labels if (tensor.name, label) in self._limits),
             () if elementwise else tuple(self.files.whole(item) for item in found),
         )
 
@@ -359,36 +369,28 @@ class _Work:
         tensors = self.plan.sources[source].tensors
         return name if name in tensors else embedding_name(self.plan.sources[source])
 
-    def _not_finite(self, tensor: TensorPlan, piece: Piece | None) -> GateError:
-        guilty = []
+    def _not_finite(self, tensor: TensorPlan, piece: Piece | None, *, is_own: bool = False) -> GateError:
+        """The error that names the model whose numbers these are; of a copy (no piece) with `is_own` it is the model copied from."""
+        guilty = [self.plan.sources[tensor.inputs[0].source].reference] if is_own else []
         if piece is not None:
             guilty = [label for label, model in zip(tensor.labels, piece.models, strict=True) if not np.isfinite(model).all()]
+            if tensor.base is not None and piece.base is not None and not np.isfinite(piece.base).all():
+                guilty.append(self.plan.sources[tensor.base.source].reference)
         why = f"`{guilty[0]}` has them already" if guilty else f"or are too large for {tensor.dtype}"
-        return GateError(
-            "the merge is not finite", [Problem(tensor.name, f"merged values are NaN or infinite ({why})", "nothing was written")]
-        )
+        return GateError("the merge is not finite", [Problem(tensor.name, f"values are NaN or infinite ({why})", "nothing was written")])
 
-    def find_thresholds(self, threads: int, is_needed: bool) -> None:
-        """For a trim over all tensors together: one pass that counts magnitudes, and the threshold of each model."""
+    def find_limits(self, threads: int, is_needed: bool) -> None:
+        """For a trim over all tensors together: which changes of each model are kept in each tensor."""
         tensors = [tensor for tensor in self.plan.tensors if not tensor.is_copy and tensor.settings.get("scope") == "global"]
         if not tensors or not is_needed:
             return
-        sizes: dict[str, int] = {}
-        counts: dict[str, NDArray[np.int64]] = {}
-        with ThreadPoolExecutor(threads) as pool:
-            for tensor, found in zip(tensors, pool.map(self._magnitudes, tensors), strict=True):
-                for label, histogram_of_tensor in zip(tensor.labels, found, strict=True):
-                    sizes[label] = sizes.get(label, 0) + tensor.size
-                    counts[label] = counts.get(label, np.zeros(NUM_BINS, np.int64)) + histogram_of_tensor
         densities = {label: density for tensor in tensors for label, density in zip(tensor.labels, tensor.settings["density"], strict=True)}
-        for label, total in counts.items():
-            self._thresholds[label] = threshold_of(total, int(densities[label] * sizes[label]))
+        trimmed = [TrimmedTensor(tensor.name, tensor.labels, tensor.size, partial(self._magnitudes, tensor)) for tensor in tensors]
+        with ThreadPoolExecutor(threads) as pool:
+            self._limits = global_limits(trimmed, densities, lambda count, items: list(pool.map(count, items)))
 
-    def _magnitudes(self, tensor: TensorPlan) -> list[NDArray[np.int64]]:
+    def _magnitudes(self, tensor: TensorPlan) -> Iterator[list[Array]]:
         base = None if tensor.base is None else self._reader(tensor, tensor.base)
         inputs = self._inputs(tensor, [self._reader(tensor, item) for item in tensor.inputs], base)
-        total = [np.zeros(NUM_BINS, np.int64) for _ in tensor.inputs]
         for piece in inputs.pieces():
-            for index, delta in enumerate(piece.deltas):
-                total[index] += histogram(np.abs(delta))
-        return total
+            yield [np.abs(delta) for delta in piece.deltas]

@@ -68,6 +68,28 @@ def from_float32(values: Array, dtype: str) -> NDArray[Any]:
     return rounded.astype(np.uint16).reshape(values.shape)
 
 
+_EXPONENTS = {"BF16": 0x7F80, "F16": 0x7C00}
+"""The bits that are all set in what is NaN or infinite."""
+
+
+def are_finite(stored: NDArray[Any], dtype: str) -> bool:
+    """True when no number is NaN or infinite; whole numbers and booleans never are.
+
+    Args:
+        stored: any shape, as it is stored: of the element type `STORED[dtype]`, or bytes of dtypes without one.
+        dtype: safetensors' name.
+    """
+    if dtype in _EXPONENTS:
+        bits = stored.view(np.uint16) & np.uint16(_EXPONENTS[dtype])
+        return not bool((bits == _EXPONENTS[dtype]).any())
+    if dtype in ("F32", "F64"):
+        return bool(np.isfinite(stored).all())
+    if dtype in ("F8_E4M3", "F8_E5M2"):
+        # E4M3 has no infinity, and one NaN of each sign
+        return not bool(((stored.view(np.uint8) & 0x7F) >= (0x7F if dtype == "F8_E4M3" else 0x7C)).any())
+    return True
+
+
 def fits(values: Array, dtype: str) -> bool:
     """True when every value is finite, and stays so in `dtype`."""
     if values.size == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -13,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.errors import GateError, UsageError
-from ftcli.files import file_hashes, sync_folder, write_json, write_text
+from ftcli.files import check_place, file_hashes, sync_folder, write_json, write_text
+from ftcli.merging.documents import read_object
 from ftcli.merging.engine import JOURNAL, Carried, Say, carry_out, working_folder
+from ftcli.merging.methods.method import NoMean
 from ftcli.merging.plan import SHARD_BYTES, Plan, plan_merge
 from ftcli.merging.proof import Proof, prove_forward, prove_written
 from ftcli.merging.recipe import load_merge_recipe
@@ -78,8 +79,9 @@ def merge_models(
 def check_output(output: Path) -> None:
     """
     Raises:
-        UsageError: something is at `output` already.
+        UsageError: something is at `output` already, or nothing can be made there.
     """
+    check_place(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"`{output}` exists already", hint="choose another folder for the merged model, or remove this one")
 
@@ -97,7 +99,7 @@ def carry_out_plan(plan: Plan, output: Path, *, threads: int, resume: bool, veri
         proofs = [prove_written(plan, folder)]
         if verify:
             proofs.append(prove_forward(plan, folder))
-    except GateError:
+    except (GateError, NoMean):
         shutil.rmtree(folder)
         raise
     outcome = MergeOutcome(
@@ -137,7 +139,7 @@ def _write_around(plan: Plan, folder: Path) -> None:
     if plan.vocabulary is not None:
         plan.vocabulary.write(folder)
         if plan.vocabulary.moved and (folder / "generation_config.json").is_file():
-            generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+            generation = read_object(folder / "generation_config.json")
             plan.vocabulary.renumber(generation)
             write_json(folder / "generation_config.json", generation)
     else:
@@ -174,7 +176,7 @@ def _template_of(folder: Path) -> str | None:
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if (folder / "tokenizer_config.json").is_file():
-        text = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        text = read_object(folder / "tokenizer_config.json").get("chat_template")
         return text if isinstance(text, str) else None
     return None
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ftcli.merging.numbers import Array
 from ftcli.merging.randomness import Randomness
+
+if TYPE_CHECKING:
+    from ftcli.merging.selection import Largest
 
 PIECE_ELEMENTS = 2**16
 
@@ -70,8 +73,8 @@ class Inputs(Protocol):
         """Of this tensor."""
 
     @property
-    def thresholds(self) -> tuple[float, ...]:
-        """Of each model, found over all tensors: magnitudes below are trimmed. Empty where the method did not ask."""
+    def limits(self) -> tuple[Largest, ...]:
+        """Of each model, which of its changes are kept, found over all tensors. Empty where the method did not ask."""
 
     def pieces(self) -> Iterator[Piece]:
         """From the first row to the last."""
@@ -91,7 +94,7 @@ class ArrayInputs:
     base: NDArray[Any] | None = None
     randomness: Randomness = field(default_factory=lambda: Randomness(0, "tensor", ()))
     statistics: Sequence[NDArray[Any]] = ()
-    thresholds: tuple[float, ...] = ()
+    limits: tuple[Largest, ...] = ()
     piece_elements: int = PIECE_ELEMENTS
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.errors import Problem, RequestError
-from ftcli.merging.configuration import differences
+from ftcli.merging.fit import check_documents, check_layers, check_settings, check_shapes, compare_sources
 from ftcli.merging.layers import (
     LayerMap,
     embedding_name,
@@ -82,7 +82,8 @@ def plan_merge(recipe: MergeRecipe, output: Path | None = None, *, threads: int 
     if draft.problems:
         raise recipe_error(recipe.path, draft.problems)
     donor = draft.index[recipe.base] if recipe.base is not None else draft.index[recipe.modules[0].slices[0].parts[0].model]
-    _compare_configurations(draft, donor)
+    compare_sources(draft.sources, donor, draft.warn)
+    check_documents(draft.sources[donor], draft.wrong)
     _open_statistics(draft)
     draft.vocabulary = plan_vocabulary(recipe, draft.sources, draft.index, donor, draft.problems, draft.warnings)
     names = [module.name for module in recipe.modules if module.name is not None]
@@ -92,6 +93,10 @@ def plan_merge(recipe: MergeRecipe, output: Path | None = None, *, threads: int 
         draft.wrong(recipe.where(("modules",)), f"only `{names[0]}` is merged, and nothing says what the rest is", "add a module `default`")
     _unused(draft)
     config = _configuration(draft, donor)
+    check_settings(draft.tensors, draft.wrong)
+    check_layers(draft.origins, draft.sources, donor, draft.wrong, draft.warn)
+    if not draft.problems:
+        check_shapes(draft.tensors, draft.sources, donor, config, draft.wrong, same_rows=draft.vocabulary is None)
     tensors, shards = lay_out(_with_reset(draft), shard_bytes)
     read_bytes = sum(
         draft.sources[item.source].tensor(item.name).num_bytes
@@ -129,13 +134,6 @@ def _texts(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str 
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield from _texts(inner, (*path, key))
-
-
-def _compare_configurations(draft: _Draft, donor: int) -> None:
-    first = draft.sources[donor]
-    for source in draft.sources:
-        if source is not first and (found := differences(text_config(first.config), text_config(source.config))):
-            draft.warn(f"`{first.reference}` and `{source.reference}` are configured differently: {'; '.join(found[:4])}")
 
 
 def _open_statistics(draft: _Draft) -> None:

@@ -16,7 +16,7 @@ from ftcli.merging.stored import StoredTensor
 from ftcli.merging.vocabulary import Vocabulary
 
 SHARD_BYTES = 5 * 10**9
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)

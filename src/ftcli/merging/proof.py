@@ -49,7 +49,7 @@ def prove_written(plan: Plan, folder: Path) -> Proof:
                     raise GateError("a copied tensor is not its original's equal", [Problem(tensor.name, f"copied from `{name}`")])
             num_compared += 1
     copies = f"; {num_compared} copies equal their originals" if num_compared else ""
-    return Proof("written as planned", True, f"{len(found)} tensors, all computed values finite{copies}")
+    return Proof("written as planned", True, f"{len(found)} tensors, all values finite{copies}")
 
 
 def prove_forward(plan: Plan, folder: Path) -> Proof:
@@ -90,6 +90,8 @@ def prove_forward(plan: Plan, folder: Path) -> Proof:
             logits = model.eval()(input_ids=ids, use_cache=False).logits
     if not bool(torch.isfinite(logits).all()):
         raise GateError("the merged model is not finite", [Problem("merge", "its logits are NaN or infinite")])
+    if bool((logits == logits[..., :1]).all()):
+        raise GateError("the merged model says nothing", [Problem("merge", "it gives every token the same logit, as one of zeros does")])
     return Proof(name, True, f"with transformers, as {type(model).__name__}; logits of {logits.shape[1]} tokens are finite")
 
 

@@ -7,6 +7,7 @@ and in any order, after a kill as before it. Source: Salmon et al. 2011, "Parall
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,18 @@ class Chances:
         return cls(high.astype(np.uint16), thresholds - (high << 16))
 
 
+def plain_name(reference: str) -> str:
+    """A model's name for its random bits: the same for `a`, `./a` and `a/`.
+
+    It is what the recipe says and not where the folder is: a recipe that is moved with its models keeps its bits.
+
+    Example:
+        >>> plain_name("./a/../b/"), plain_name("runs/a+./adapter"), plain_name("org/model@main")
+        ('b', 'runs/a+adapter', 'org/model@main')
+    """
+    return "+".join(posixpath.normpath(part) if part else part for part in reference.split("+"))
+
+
 @dataclass(frozen=True, slots=True)
 class Randomness:
     """The random bits of one tensor."""
@@ -41,7 +54,7 @@ class Randomness:
     seed: int
     tensor: str
     models: tuple[str, ...]
-    """A name for each model, as the recipe says it; the same bits for the same name."""
+    """A plain name for each model; the same bits for the same name."""
 
     def _digest(self, model: int) -> bytes:
         name = self.models[model] if model < len(self.models) else str(model)

@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftcli.errors import Problem, RecipeError, did_you_mean
+from ftcli.errors import Problem, RecipeError, RequestError, did_you_mean
 from ftcli.merging.methods.method import MergeMethod
 from ftcli.merging.methods.registry import METHODS
 from ftcli.merging.numbers import DTYPES
+from ftcli.merging.references import short_form
 from ftcli.merging.values import Conditional, Setting
 from ftcli.recipe.yaml import Document, KeyPath, Place, YamlError, decode, describe, parse, where
 
@@ -201,15 +202,11 @@ class _Reader:
             found = f"found {' and '.join(f'`{key}`' for key in written)}" if written else "there are no models"
             self.wrong((written[1],) if written else (), f"{found}, allowed: one of `models`, `slices`, `modules`, `dus`")
         modules = self._modules(data, written[0]) if written else ()
-        base = self.text(data, "base_model", ())
+        base = self.model(data, "base_model", ())
         parameters = self.parameters(data, (), shared=True, per_model=True)
         dtype = self._dtype(data)
         tokenizer = self._tokenizer(data)
-        template = self.text(data, "chat_template", ())
-        if template is not None and not ("{" in template or template in _TEMPLATES):
-            self.wrong(
-                ("chat_template",), f"unknown chat template `{template}`", did_you_mean(template, _TEMPLATES) or "or the Jinja text itself"
-            )
+        template = self._template(data)
         reset = self._reset(data)
         seed = data.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool):
@@ -250,12 +247,22 @@ class _Reader:
                 self.wrong((*path, key), "unknown key", did_you_mean(key, allowed) or f"keys here: {', '.join(allowed)}")
 
     def text(self, data: Mapping[str, Any], key: str, path: KeyPath) -> str | None:
-        """The text under `key`; a mapping with `model` is mergekit's long form of a model."""
+        """The text under `key`."""
         value = data.get(key)
         if value is None or (isinstance(value, str) and value.strip()):
             return value
         self.wrong((*path, key), f"found {describe(value)}, allowed: text", "put it in quotes" if isinstance(value, int | float) else None)
         return None
+
+    def model(self, data: Mapping[str, Any], key: str, path: KeyPath) -> str | None:
+        """The model under `key`: a text, or mergekit's long form."""
+        value = data.get(key)
+        if not isinstance(value, dict):
+            return self.text(data, key, path)
+        name, faults = short_form(value)
+        for inner, what, hint in faults:
+            self.wrong((*path, key, *inner), what, hint)
+        return name
 
     def mapping(self, value: Any, path: KeyPath) -> dict[str, Any]:
         if isinstance(value, dict):
@@ -305,7 +312,7 @@ class _Reader:
         lengths = {part.layers[1] - part.layers[0] for part in parts if part.layers is not None}
         if len(lengths) > 1:
             self.wrong((*path, "sources"), f"the layer ranges have {', '.join(map(str, sorted(lengths)))} layers, allowed: all as many")
-        return Slice(parts, self.parameters(data, path, shared=True, per_model=True), path, self.text(data, "base_model", path))
+        return Slice(parts, self.parameters(data, path, shared=True, per_model=True), path, self.model(data, "base_model", path))
 
     def _part(self, value: Any, path: KeyPath, is_sliced: bool) -> Part:
         data = {"model": value} if isinstance(value, str) and not is_sliced else self.mapping(value, path)
@@ -319,7 +326,7 @@ class _Reader:
         if statistics is None and self.method is not None and self.method.statistics is not None:
             self.wrong(path, f"`{self.method.name}` needs statistics of every model", "add `statistics: FILE.safetensors`")
         parameters = self.parameters(data, path, shared=False, per_model=True)
-        return Part(self.text(data, "model", path) or "", parameters, path, layers, statistics)
+        return Part(self.model(data, "model", path) or "", parameters, path, layers, statistics)
 
     def _layers(self, data: Mapping[str, Any], key: str, path: KeyPath) -> tuple[int, int] | None:
         value = data.get(key)
@@ -335,7 +342,7 @@ class _Reader:
         path: KeyPath = ("dus",)
         data = self.mapping(value, path)
         self.keys(data, path, ("model", "drop"))
-        drop, model = data.get("drop"), self.text(data, "model", path)
+        drop, model = data.get("drop"), self.model(data, "model", path)
         if not isinstance(drop, int) or isinstance(drop, bool) or drop < 1:
             self.wrong(
                 (*path, "drop") if "drop" in data else path, f"found {describe(drop)} as `drop`, allowed: a whole number, at least 1"
@@ -452,11 +459,28 @@ class _Reader:
         kind = inner.get("kind", "model_token")
         if kind not in ("zero", "model_token"):
             self.wrong((*path, "source", "kind"), f"unknown kind `{kind}`", "kinds: zero, model_token")
-        model = self.text(inner, "model", (*path, "source"))
+        model = self.model(inner, "model", (*path, "source"))
         token = inner.get("token", inner.get("token_id"))
         if kind == "model_token" and (model is None or token is None):
             self.wrong((*path, "source"), "found a `model_token` without `model`, or without `token` or `token_id`")
         return TokenSource(str(kind), model, token, bool(force))
+
+    def _template(self, data: dict[str, Any]) -> str | None:
+        template = self.text(data, "chat_template", ())
+        if template is None or template in _TEMPLATES:
+            return template
+        if "{" not in template:
+            hint = did_you_mean(template, _TEMPLATES) or "or the Jinja text itself"
+            self.wrong(("chat_template",), f"unknown chat template `{template}`", hint)
+            return None
+        from ftcli.models.jinja import compile_template
+
+        try:
+            compile_template(template)
+        except RequestError as error:
+            line = error.problems[0].where.rpartition(": ")[2]
+            self.wrong(("chat_template",), f"the template is no valid Jinja: {error.problems[0].what} ({line})")
+        return template
 
     def _reset(self, data: dict[str, Any]) -> Reset | None:
         if data.get("reset") is None:

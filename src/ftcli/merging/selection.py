@@ -50,8 +50,8 @@ class Largest:
         return mask
 
 
-_NONE = Largest(np.float32(np.inf), -1, 0)
-_ALL = Largest(np.float32(-1), 0, 0)
+NONE = Largest(np.float32(np.inf), -1, 0)
+ALL = Largest(np.float32(-1), 0, 0)
 
 
 def histogram(values: Array) -> NDArray[np.int64]:
@@ -84,7 +84,7 @@ def largest(inputs: Inputs, wanted: Sequence[tuple[Values, Sequence[int]]]) -> l
         for (values, _), total, needed in zip(wanted, totals, is_needed, strict=True):
             if needed:
                 total += histogram(values(piece))
-    bins = [{k: _bin_of(total, k) for k in counts if 0 < k < size} for (_, counts), total in zip(wanted, totals, strict=True)]
+    bins = [{k: bin_of(total, k) for k in counts if 0 < k < size} for (_, counts), total in zip(wanted, totals, strict=True)]
     halves: list[dict[int, list[NDArray[np.uint16]]]] = [{bin_index: [] for bin_index in own.values()} for own in bins]
     for piece in inputs.pieces() if any(is_needed) else ():
         for (values, _), parts in zip(wanted, halves, strict=True):
@@ -92,7 +92,7 @@ def largest(inputs: Inputs, wanted: Sequence[tuple[Values, Sequence[int]]]) -> l
                 _add_lower_halves(values(piece), parts)
     found = []
     for (_, counts), total, own, parts in zip(wanted, totals, bins, halves, strict=True):
-        exact = {0: _NONE, size: _ALL}
+        exact = {0: NONE, size: ALL}
         for k, bin_index in own.items():
             exact[k] = _within(bin_index, parts[bin_index], k - int(total[bin_index + 1 :].sum()))
         found.append([exact[k] for k in counts])
@@ -159,7 +159,7 @@ def _by_sample(inputs: Inputs, wanted: Sequence[tuple[Values, Sequence[int]]]) -
                     bracket.add(flat)
     found = []
     for (_, counts), own in zip(wanted, brackets, strict=True):
-        exact = {0: _NONE, size: _ALL} | {k: bracket.largest() for k, bracket in own.items()}
+        exact = {0: NONE, size: ALL} | {k: bracket.largest() for k, bracket in own.items()}
         found.append([exact[k] for k in counts])
     complete = [[one for one in row if one is not None] for row in found]
     return complete if [len(row) for row in complete] == [len(row) for row in found] else None
@@ -179,18 +179,23 @@ def _last_of(num_equal: Sequence[int], wanted: int, threshold: np.float32) -> La
     raise AssertionError("there are fewer values than were counted")
 
 
-def _bin_of(total: NDArray[np.int64], k: int) -> int:
+def bin_of(total: NDArray[np.int64], k: int) -> int:
     """The bin in which the k-th largest value is."""
     return NUM_BINS - 1 - int(np.searchsorted(np.cumsum(total[::-1]), k))
 
 
 def _add_lower_halves(values: Array, parts: dict[int, list[NDArray[np.uint16]]]) -> None:
     """Append the lower halves of the bit patterns in each of the bins, in order."""
-    bits = np.ascontiguousarray(values).reshape(-1).view(np.uint32)
     for bin_index, found in parts.items():
-        # what is below the bin wraps around to the top
-        places = np.flatnonzero(bits - np.uint32(bin_index << 16) < np.uint32(2**16))
-        found.append(bits[places].astype(np.uint16))
+        found.append(lower_halves(values, bin_index))
+
+
+def lower_halves(values: Array, bin_index: int) -> NDArray[np.uint16]:
+    """``(n,)`` lower halves of the bit patterns of the values in one bin, in order."""
+    bits = np.ascontiguousarray(values).reshape(-1).view(np.uint32)
+    # what is below the bin wraps around to the top
+    places = np.flatnonzero(bits - np.uint32(bin_index << 16) < np.uint32(2**16))
+    return bits[places].astype(np.uint16)
 
 
 def _within(bin_index: int, parts: list[NDArray[np.uint16]], count: int) -> Largest:
@@ -198,16 +203,22 @@ def _within(bin_index: int, parts: list[NDArray[np.uint16]], count: int) -> Larg
     total = np.zeros(2**16, np.int64)
     for part in parts:
         total += np.bincount(part, minlength=2**16)
-    from_above = np.cumsum(total[::-1])
-    position = int(np.searchsorted(from_above, count))
-    low = 2**16 - 1 - position
-    wanted = count - int(from_above[position] - total[low])
-    threshold = np.array([bin_index << 16 | low], np.uint32).view(np.float32)[0]
+    threshold, wanted, _ = exact_threshold(bin_index, total, count)
+    low = int(threshold.view(np.uint32)) & 0xFFFF
     return _last_of([int(np.count_nonzero(part == low)) for part in parts], wanted, threshold)
 
 
-def threshold_of(counts: NDArray[np.int64], num_kept: int) -> float:
-    """The lower edge of the histogram bin in which the `num_kept`-th largest value is: what is not below it is kept."""
+def exact_threshold(bin_index: int, counts: NDArray[np.int64], count: int) -> tuple[np.float32, int, int]:
+    """The `count`-th largest value of a bin, how many of those equal to it are among the `count`, and how many there are.
+
+    Args:
+        counts: ``(65536,)`` values of the bin by the lower halves of their bit patterns.
+        count: at least one, at most all of them.
+    """
     from_above = np.cumsum(counts[::-1])
-    bin_index = NUM_BINS - 1 - int(np.searchsorted(from_above, max(1, num_kept)))
-    return float(np.array([max(0, bin_index) << 16], np.uint32).view(np.float32)[0])
+    position = int(np.searchsorted(from_above, count))
+    low = 2**16 - 1 - position
+    num_equal = int(counts[low])
+    wanted = count - int(from_above[position] - num_equal)
+    threshold: np.float32 = np.array([bin_index << 16 | low], np.uint32).view(np.float32)[0]
+    return threshold, wanted, num_equal

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftcli.merging.methods.method import REQUIRED, Parameter
+from ftcli.merging.randomness import plain_name
 from ftcli.merging.recipe import MergeRecipe, Module, Part, Slice
 from ftcli.merging.values import TensorPlace, first_value
 
@@ -60,7 +61,7 @@ def resolve(
     for parameter in method.parameters:
         if parameter.per_model:
             settings[parameter.name] = tuple(settings[parameter.name][position] for position in order)
-    return Resolved(settings, order, _labels([parts[position].model for position in order]))
+    return Resolved(settings, order, _labels([plain_name(parts[position].model) for position in order]))
 
 
 def _cancel_hint(fault: str) -> str | None:
@@ -79,7 +80,11 @@ def _order(parts: Sequence[Part], settings: dict[str, Any], is_symmetric: bool, 
     if not is_symmetric:
         return tuple(range(len(parts)))
     own = [parameter.name for parameter in parameters if parameter.per_model]
-    return tuple(sorted(range(len(parts)), key=lambda position: (parts[position].model, *(repr(settings[name][position]) for name in own))))
+
+    def key(position: int) -> tuple[str, ...]:
+        return plain_name(parts[position].model), *(repr(settings[name][position]) for name in own)
+
+    return tuple(sorted(range(len(parts)), key=key))
 
 
 def _labels(models: Sequence[str]) -> tuple[str, ...]:

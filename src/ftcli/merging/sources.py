@@ -5,7 +5,7 @@ Opening a source reads configurations and headers, no weights.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import Any
 
 from ftcli.errors import Problem, RequestError
 from ftcli.merging.adapters import CONFIG_FILE, Adapter, open_adapter
+from ftcli.merging.documents import read_object
 from ftcli.merging.remote import has_weights, header_tensors
 from ftcli.merging.stored import StoredTensor, folder_tensors, read_header
+from ftcli.models.layer_lists import NUM_LAYERS_KEYS
 from ftcli.models.locate import model_folder
 
 RUN_FILE, TRAINED_FILE = "recipe.resolved.yaml", "trainable.safetensors"
@@ -33,6 +35,8 @@ class Source:
     adapter: Adapter | None = None
     remote: str | None = None
     """The hub id of weights that are not here yet: their shapes and dtypes are known, and none can be read."""
+    doubt: str | None = None
+    """Why its adapter may not belong to its base."""
 
     def tensor(self, name: str) -> StoredTensor:
         """The stored tensor of that name, the adapter's own copy where it has one."""
@@ -83,7 +87,31 @@ def open_source(reference: str, folder: Path, *, to_plan: bool = False) -> Sourc
         adapter_path = model_folder(*_split_revision(adapter))
     if (adapter_path / "adapter" / CONFIG_FILE).is_file():
         adapter_path = adapter_path / "adapter"
-    return _with_adapter(source, adapter_path)
+    adapted = _with_adapter(source, adapter_path)
+    return replace(adapted, doubt=_doubt(model, path, adapted.adapter.base if adapted.adapter is not None else None))
+
+
+def _doubt(model: str, path: Path, noted: str | None) -> str | None:
+    """Why an adapter may not belong to the model it is added to: it was trained on one of another name.
+
+    Args:
+        model: as the recipe says it.
+        path: the folder it was found in.
+        noted: the base that the adapter's configuration names.
+    """
+    if noted is None or noted == model or noted == _split_revision(model)[0]:
+        return None
+    here = Path(noted).expanduser()
+    if here.is_dir():
+        if here.resolve() == path.resolve():
+            return None
+    elif _last_name(noted) in (_last_name(_split_revision(model)[0]), path.name.lower()):
+        return None  # a copy, or the folder of another machine
+    return f"the adapter was trained on `{noted}`, and is added to `{model}`: on another model it means something else"
+
+
+def _last_name(reference: str) -> str:
+    return re.split(r"[/:]", reference.rstrip("/"))[-1].lower()
 
 
 def _open_hub(reference: str, model: str, folder: Path) -> Source | None:
@@ -138,7 +166,7 @@ def _open_folder(reference: str, path: Path, recipe_folder: Path) -> Source:
     if (path / TRAINED_FILE).is_file():
         return _open_checkpoint(reference, path)
     if (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file():
-        base = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = read_object(path / CONFIG_FILE, reference).get("base_model_name_or_path")
         hint = f"write `{base or 'BASE'}+{reference}`"
         raise RequestError("an adapter is no model", [Problem(reference, f"`{path}` holds an adapter", hint)])
     return Source(reference, path, _configuration(reference, path), folder_tensors(path))
@@ -149,14 +177,16 @@ def _configuration(reference: str, path: Path) -> dict[str, Any]:
     Raises:
         RequestError: it cannot be read, or its weights are quantised.
     """
-    try:
-        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError("a model cannot be read", [Problem(reference, f"`{path}/config.json`: {error}", None)]) from None
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "quantised")
+    config = read_object(path / "config.json", reference)
+    if quantisation := config.get("quantization_config"):
+        method = quantisation.get("quant_method", "quantised") if isinstance(quantisation, dict) else "quantised"
         hint = "merge the weights it was made from"
         raise RequestError("a model cannot be merged", [Problem(reference, f"its weights are quantised ({method})", hint)])
+    inner = config.get("text_config")
+    for key in NUM_LAYERS_KEYS:
+        value = (inner if isinstance(inner, dict) else config).get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise RequestError("a model cannot be read", [Problem(reference, f"its `{key}` is {value!r}, allowed: a whole number", None)])
     return config
 
 
@@ -178,11 +208,15 @@ def _open_run(reference: str, run: Path, recipe_folder: Path) -> Source:
 
 def _base_of_run(run: Path) -> tuple[str | None, str | None, str | None]:
     """The kind of method, the base model and its revision, from the recipe a run was made with."""
-    from ftcli.recipe.yaml import parse
+    from ftcli.recipe.yaml import YamlError, parse
 
-    data = parse((run / RUN_FILE).read_text(encoding="utf-8")).data
-    model = data.get("model", {})
-    return data.get("method", {}).get("kind"), model.get("base"), model.get("revision")
+    try:
+        data = parse((run / RUN_FILE).read_text(encoding="utf-8")).data
+    except (OSError, ValueError, YamlError) as error:
+        raise RequestError("a run cannot be read", [Problem(str(run), f"`{RUN_FILE}`: {error}", None)]) from None
+    model, method = data.get("model"), data.get("method")
+    model, method = model if isinstance(model, dict) else {}, method if isinstance(method, dict) else {}
+    return method.get("kind"), model.get("base"), model.get("revision")
 
 
 def _open_checkpoint(reference: str, checkpoint: Path) -> Source:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ftcli.errors import Problem, RequestError, UsageError
+from ftcli.files import check_place
 from ftcli.merging.lora.stored import name_in_checkpoint
 from ftcli.merging.search.judge import MergedModel, load_frame
 from ftcli.merging.sources import Source, open_source
@@ -80,6 +81,7 @@ def gather_statistics(
         RequestError: the model or its data cannot be had.
         UsageError: something is at `output` already.
     """
+    check_place(output)
     if output.exists():
         raise UsageError(f"`{output}` exists already", hint="choose another file for the statistics, or remove this one")
     source = open_source(model, Path.cwd())

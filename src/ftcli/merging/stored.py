@@ -6,7 +6,7 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftcli.errors import Problem, RequestError
-from ftcli.merging.numbers import ITEM_BYTES, STORED, Array, to_float32
+from ftcli.merging.documents import read_object
+from ftcli.merging.numbers import ITEM_BYTES, STORED, Array, are_finite, to_float32
 
+_SCANNED = 2**20  # bytes looked at at once
 _MAX_HEADER = 100 * 2**20  # the format's own limit
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 
@@ -59,22 +61,37 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(_MAX_HEADER, file_bytes - 8):
                 raise _not_safetensors(path, "it has no header")
-            header: dict[str, Any] = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
+            header = json.loads(file.read(length))
+    except (OSError, ValueError, RecursionError) as error:
         raise _not_safetensors(path, str(error)) from None
+    if not isinstance(header, dict):
+        raise _not_safetensors(path, "its header is no JSON object")
     begin = 8 + length
     tensors = {}
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        dtype, (first, last) = entry["dtype"], entry["data_offsets"]
-        tensor = StoredTensor(name, dtype, tuple(entry["shape"]), path, begin + first)
-        if dtype not in ITEM_BYTES:
-            raise _not_safetensors(path, f"`{name}` is of dtype {dtype}, which ftcli does not know")
-        if tensor.num_bytes != last - first or begin + last > file_bytes:
-            raise _not_safetensors(path, f"it ends before `{name}` does, or is damaged")
-        tensors[name] = tensor
+        if name != "__metadata__":
+            tensors[name] = _entry(path, name, entry, begin, file_bytes)
     return tensors
+
+
+def _entry(path: Path, name: str, entry: Any, begin: int, file_bytes: int) -> StoredTensor:
+    """One tensor of a header, whose data begin at `begin`.
+
+    Raises:
+        RequestError: it is not what a header may say, or not in the file.
+    """
+    try:
+        dtype, (first, last), shape = entry["dtype"], entry["data_offsets"], tuple(entry["shape"])
+    except (KeyError, TypeError, ValueError):
+        raise _not_safetensors(path, f"its header is damaged at `{name}`") from None
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise _not_safetensors(path, f"`{name}` is of dtype {dtype}, which ftcli does not know")
+    if not all(isinstance(number, int) and number >= 0 for number in (first, last, *shape)):
+        raise _not_safetensors(path, f"its header is damaged at `{name}`")
+    tensor = StoredTensor(name, dtype, shape, path, begin + first)
+    if tensor.num_bytes != last - first or begin + last > file_bytes:
+        raise _not_safetensors(path, f"it ends before `{name}` does, or is damaged")
+    return tensor
 
 
 def _not_safetensors(path: Path, why: str) -> RequestError:
@@ -89,8 +106,11 @@ def folder_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     index = folder / INDEX_FILE
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        paths = [folder / name for name in names]
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            what = f"`{index}` has no `weight_map` from tensors to files"
+            raise RequestError("a model is not whole", [Problem("", what, "fetch or write the file again")])
+        paths = [folder / name for name in sorted(set(weight_map.values()))]
     else:
         paths = [folder / SINGLE_FILE] if (folder / SINGLE_FILE).is_file() else sorted(folder.glob("*.safetensors"))
     if not paths:
@@ -148,6 +168,18 @@ class OpenFiles:
             if path not in self._descriptors:
                 self._descriptors[path] = os.open(path, os.O_RDONLY)
             return self._descriptors[path]
+
+
+def not_finite(tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """The names of the tensors that hold NaN or infinite numbers; reads all of them, a chunk at a time."""
+    found = []
+    with OpenFiles() as files:
+        for name, tensor in tensors.items():
+            step = _SCANNED // ITEM_BYTES[tensor.dtype]
+            starts = range(0, tensor.size, step)
+            if not all(are_finite(files.stored(tensor, start, min(step, tensor.size - start)), tensor.dtype) for start in starts):
+                found.append(name)
+    return found
 
 
 def file_chunks(num_bytes: int, chunk: int = 2**23) -> Iterator[tuple[int, int]]:

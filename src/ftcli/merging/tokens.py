@@ -66,9 +66,13 @@ def read_tokens(folder: Path) -> TokenTable | str:
         vocab = document["model"]["vocab"]
         ids = {entry[0]: number for number, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
         ids |= {token["content"]: token["id"] for token in document.get("added_tokens") or ()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        table = TokenTable(ids, document)
+        if not ids or not all(isinstance(number, int) for number in ids.values()):
+            return "tokenizer.json has no tokens, or ids that are no whole numbers"
+        _ = table.merges  # malformed pairs are found here
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         return f"tokenizer.json cannot be read: {error}"
-    return TokenTable(ids, document)
+    return table
 
 
 def combined(first: TokenTable, others: Sequence[TokenTable], how: str) -> TokenTable | str:

@@ -6,7 +6,6 @@ they did where they come from. Added words, which would be cut out of the text b
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from ftcli.errors import Problem
 from ftcli.files import write_json
+from ftcli.merging.documents import read_object
 from ftcli.merging.layers import embedding_name
 from ftcli.merging.methods.sums import weighted_sum
 from ftcli.merging.numbers import Array
@@ -85,7 +85,7 @@ class Vocabulary:
         write_json(folder / "tokenizer.json", self.table.document)
         path = folder / "tokenizer_config.json"
         if path.is_file():
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = read_object(path)
             if "added_tokens_decoder" in config:
                 keys = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
                 config["added_tokens_decoder"] = {

@@ -7,7 +7,6 @@ every row of W + s * B @ A to a learnt length; `modules_to_save` are whole modul
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from ftcli.errors import Problem, RequestError
+from ftcli.merging.adapters import wrong_scales
+from ftcli.merging.documents import read_object
 from ftcli.merging.lora.stored import StoredTensors, name_in_checkpoint, stored_file
 from ftcli.merging.numbers import Array
 from ftcli.models.added_rows import needs_another_base
@@ -97,11 +98,17 @@ class Adapter:
         return self.tensors.shape(PREFIX + module + (_EMBEDDING if self.modules[module] else _LINEAR)[0])[0]
 
     def factors(self, module: str) -> Factors:
-        """Reads them."""
+        """Reads them.
+
+        Raises:
+            RequestError: their numbers are not finite.
+        """
         first, second = _EMBEDDING if self.modules[module] else _LINEAR
         a, b = self.tensors[PREFIX + module + first], self.tensors[PREFIX + module + second]
         names = [PREFIX + module + suffix for suffix in _MAGNITUDE]
         magnitude = next((self.tensors[name] for name in names if name in self.tensors), None)
+        if not all(np.isfinite(array).all() for array in (a, b, *([] if magnitude is None else [magnitude]))):
+            raise RequestError("the adapter is not finite", [Problem(self.name, f"the factors of `{module}` hold NaN or infinite numbers")])
         return Factors(a, b, self.scaling(module), magnitude)
 
     def scaling(self, module: str) -> float:
@@ -137,6 +144,8 @@ class Adapter:
                 yield Problem(where, f"uses `{key}`, whose change of the model is no product of two factors")
         if self.config.get("bias", "none") != "none":
             yield Problem(where, f"trains biases (`bias: {self.config['bias']}`), of which PEFT's file does not hold all")
+        for what in wrong_scales(self.config):
+            yield Problem(where, what, "PEFT writes numbers here: fetch or write the file again")
         saved = tuple(self.config.get("modules_to_save") or ())
         strangers = [name for name in self.full_tensors if not _in_modules(name, saved)]
         if strangers:
@@ -153,7 +162,7 @@ class Adapter:
                 yield Problem(self.name, f"`{module}` has A and no B")
                 continue
             shapes = self.tensors.shape(PREFIX + module + first), self.tensors.shape(PREFIX + module + second)
-            if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][0] != shapes[1][1]:
+            if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][0] != shapes[1][1] or shapes[0][0] == 0:
                 yield Problem(self.name, f"`{module}` has factors of shapes {shapes[0]} and {shapes[1]}", "linear layers and embeddings")
             if is_embedding and self.is_dora(module):
                 yield Problem(self.name, f"`{module}` is an embedding with DoRA", "linear layers")
@@ -169,12 +178,7 @@ def open_adapter(name: str, folder: Path) -> Adapter:
     if place is None:
         what = f"has no `{CONFIG_FILE}`" if folder.is_dir() else "is no folder"
         raise RequestError("the adapter cannot be read", [Problem(name, what, "an adapter's folder in PEFT's layout, or a run of one")])
-    try:
-        config = json.loads((place / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError("the adapter cannot be read", [Problem(name, f"`{CONFIG_FILE}` is no JSON")]) from error
-    if not isinstance(config, dict):
-        raise RequestError("the adapter cannot be read", [Problem(name, f"`{CONFIG_FILE}` is no JSON object")])
+    config = read_object(place / CONFIG_FILE, name)
     if not (place / WEIGHTS_FILE).is_file():
         problem = Problem(name, f"has no `{WEIGHTS_FILE}`", "weights are read from safetensors only")
         raise RequestError("the adapter cannot be read", [problem])

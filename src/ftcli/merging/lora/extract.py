@@ -121,8 +121,16 @@ class Extraction:
             raise RequestError("an adapter cannot be extracted", [*problems[:_LISTED], *more])
 
     def _pair(self, name: str) -> tuple[Any, Any]:
-        """A parameter in the tuned model and in the base."""
+        """A parameter in the tuned model and in the base.
+
+        Raises:
+            RequestError: its numbers are not finite.
+        """
         found = [tensors[str(name_in_checkpoint(tensors, name))] for tensors in (self.tuned, self.base)]
+        for array, whose in zip(found, ("the tuned model", "the base"), strict=True):
+            if not np.isfinite(array).all():
+                problem = Problem(name, f"holds NaN or infinite numbers in {whose}", "extract from weights that are finite")
+                raise RequestError("an adapter cannot be extracted", [problem])
         return found[0], found[1]
 
     def changed_modules(self) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ftcli.errors import GateError
 from ftcli.merging.numbers import Array
 
 Wide = NDArray[np.float64]
@@ -62,6 +63,7 @@ def truncated(a: Array, b: Array, rank: int | None, energy: float | None) -> Fac
 
     QR of both sides leaves an (r, r) core whose SVD is that of the product.
     """
+    _refuse_infinite(a, b)
     outer, core_b = np.linalg.qr(b.astype(np.float64))
     inner, core_a = np.linalg.qr(a.T.astype(np.float64))
     u, values, vt = np.linalg.svd(core_b @ core_a.T)
@@ -78,6 +80,7 @@ def factored(matrix: Array, rank: int | None, energy: float | None, seed: int = 
         energy: smallest share of the energy to keep; None for as much as the rank holds.
         seed: of the sketch.
     """
+    _refuse_infinite(matrix)
     total = float(np.sum(np.square(matrix, dtype=np.float64)))
     smaller = min(matrix.shape)
     limit = smaller if rank is None else min(rank, smaller)
@@ -105,6 +108,15 @@ def sketched_svd(matrix: Array, width: int, seed: int) -> tuple[Wide, Wide, Wide
         basis = _orthonormal(matrix @ _orthonormal(matrix.T @ basis))
     u, values, vt = np.linalg.svd((basis.T @ matrix).astype(np.float64), full_matrices=False)
     return basis.astype(np.float64) @ u, values, vt
+
+
+def _refuse_infinite(*arrays: Array) -> None:
+    """
+    Raises:
+        GateError: a number is NaN or infinite, and nothing can be factored.
+    """
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise GateError("a change of the weights is not finite, and has no factors", hint="smaller weights, or other adapters")
 
 
 def chosen_rank(values: Wide, total: float, rank: int | None, energy: float | None) -> int:

@@ -22,7 +22,7 @@ from ftcli.merging.lora.write import AdapterParts, write_adapter
 from ftcli.merging.methods.registry import METHODS
 from ftcli.merging.numbers import Array
 from ftcli.merging.pieces import ArrayInputs, Settings
-from ftcli.merging.randomness import Randomness
+from ftcli.merging.randomness import Randomness, plain_name
 from ftcli.models.locate import model_folder
 
 CONCAT, SVD = "lora_concat", "lora_svd"
@@ -247,7 +247,7 @@ def merged_array(merge: AdapterMerge, name: str, arrays: list[Array], base: Arra
     method = DENSE.get(merge.method, METHODS["task_arithmetic" if base is not None else "linear"])
     defaults = {parameter.name: parameter.default for parameter in method.parameters}
     settings = {**defaults, **({} if merge.method in DENSE else {"normalize": False}), **merge.settings}
-    names = tuple(adapter.name for adapter in merge.adapters)
+    names = tuple(plain_name(adapter.name) for adapter in merge.adapters)
     inputs = ArrayInputs(arrays, base, Randomness(merge.seed, name, names))
     function = method.merge(inputs, settings)
     return np.concatenate([function(piece) for piece in inputs.pieces()]).reshape(arrays[0].shape)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ftcli.errors import RunError
+from ftcli.merging.numbers import LARGEST
 from ftcli.merging.pieces import Inputs, PieceFunction, Settings
 
 Kind = Literal["number", "whole", "boolean", "choice"]
@@ -35,7 +37,7 @@ class Parameter:
             is_fine = isinstance(value, bool)
         else:
             numbers = (int,) if self.kind == "whole" else (int, float)
-            is_fine = isinstance(value, numbers) and not isinstance(value, bool)
+            is_fine = isinstance(value, numbers) and not isinstance(value, bool) and abs(value) <= LARGEST["F32"]
             is_fine = is_fine and not (self.minimum is not None and value < self.minimum)
             is_fine = is_fine and not (self.maximum is not None and value > self.maximum)
         if is_fine:
@@ -57,7 +59,9 @@ class Parameter:
         word = "a whole number" if self.kind == "whole" else "a number"
         if self.minimum is not None and self.maximum is not None:
             return f"{word} from {self.minimum:g} to {self.maximum:g}"
-        return word if self.minimum is None else f"{word}, at least {self.minimum:g}"
+        if self.minimum is not None:
+            return f"{word}, at least {self.minimum:g}"
+        return word if self.kind == "whole" else f"{word} that is finite in float32"
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,17 @@ class MergeMethod:
 
     def parameter(self, name: str) -> Parameter | None:
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
+
+
+class NoMean(RunError):
+    """Models that have no mean of the kind that is asked for, which only their numbers tell."""
+
+
+def all_zero(settings: Settings) -> str | None:
+    """The fault of a sum in which no model counts: a tensor of zeros."""
+    if not any(settings["weight"]):
+        return "the weights are all 0: the tensor would be zeros"
+    return weights_cancel(settings)
 
 
 def weights_cancel(settings: Settings) -> str | None:

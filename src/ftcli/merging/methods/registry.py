@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ftcli.merging.methods import linear, model_stock, nearswap, ram, sce, spherical, task_vectors, weighted_by_data
-from ftcli.merging.methods.method import REQUIRED, MergeMethod, Parameter, no_positive_weight, weights_cancel
+from ftcli.merging.methods.method import REQUIRED, MergeMethod, Parameter, all_zero, no_positive_weight, weights_cancel
 
 _WEIGHT = Parameter("weight", REQUIRED, "share of the model", per_model=True)
 _EVEN = Parameter("weight", 1.0, "share of the model; the default is the same for all", per_model=True)
@@ -48,7 +48,7 @@ _BOTH: Literal["required"] = "required"
 ALL = (
     MergeMethod(
         "linear", linear.linear, "weighted average",
-        (_WEIGHT, _normalize(True)), "ignored", keeps_base=False, fault=weights_cancel,
+        (_WEIGHT, _normalize(True)), "ignored", keeps_base=False, fault=all_zero,
     ),
     MergeMethod(
         "wise_ft", linear.wise_ft, "straight line from the base to one model",

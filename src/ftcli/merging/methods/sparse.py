@@ -45,19 +45,15 @@ def num_kept(density: float, size: int) -> int:
 
 
 def by_magnitude(inputs: Inputs, settings: Settings) -> list[Thin]:
-    """The largest changes; of equal ones those in front. With a threshold found over all tensors, whatever reaches it."""
+    """The largest changes; of equal ones those in front. Where it was found over all tensors which they are, those."""
     densities = settings["density"]
-    if inputs.thresholds:
-        return [_all_of(m) if densities[m] >= 1 else _reaching(m, np.float32(limit)) for m, limit in enumerate(inputs.thresholds)]
+    if inputs.limits:
+        return [_all_of(model) if densities[model] >= 1 else _within(model, limit) for model, limit in enumerate(inputs.limits)]
     size = inputs.shape[0] * inputs.shape[1]
     thinned = [model for model, density in enumerate(densities) if density < 1]
     found = largest(inputs, [(_magnitude(model), [num_kept(densities[model], size)]) for model in thinned])
     chosen = dict(zip(thinned, found, strict=True))
     return [_within(model, *chosen[model]) if model in chosen else _all_of(model) for model in range(inputs.num_models)]
-
-
-def _reaching(model: int, limit: np.float32) -> Thin:
-    return lambda piece: piece.deltas[model] * (np.abs(piece.deltas[model]) >= limit)
 
 
 def _within(model: int, lower: Largest, upper: Largest | None = None) -> Thin:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ftcli.errors import RunError
+from ftcli.errors import GateError, Problem
+from ftcli.merging.methods.method import NoMean
 from ftcli.merging.methods.sums import inner_products, normalised, row_inner_products, weighted_sum
 from ftcli.merging.numbers import Array
 from ftcli.merging.pieces import Inputs, Piece, PieceFunction, Settings
@@ -52,7 +53,7 @@ def arc_weights(products: NDArray[np.float64], t: float, tensor: str = "") -> tu
         products: ``(2, 2)`` inner products of a and b.
 
     Raises:
-        RunError: a and b are opposite, and no arc between them is the shortest.
+        NoMean: a and b are opposite, and no arc between them is the shortest.
     """
     if t in (0, 1):
         return 1.0 - t, float(t)
@@ -62,7 +63,7 @@ def arc_weights(products: NDArray[np.float64], t: float, tensor: str = "") -> tu
     cosine = products[0, 1] / (norms[0] * norms[1])
     sine = math.sqrt(max(0.0, 1 - min(1.0, cosine * cosine)))
     if sine < 1e-6 and cosine < 0:
-        raise RunError(f"tensor `{tensor}`: the two models are opposite, so that no arc between them is the shortest", hint="use linear")
+        raise NoMean(f"tensor `{tensor}`: the two models are opposite, so that no arc between them is the shortest", hint="use linear")
     if sine < STRAIGHT:
         return 1 - t, t
     angle = math.atan2(sine, cosine)
@@ -123,7 +124,7 @@ def _arc_weights_of_each(products: NDArray[np.float64], t: float, tensor: str) -
     cosine = np.divide(products[0, 1], norms, out=np.ones_like(norms), where=norms > 0)
     sine = np.sqrt(np.maximum(0.0, 1 - np.minimum(1.0, cosine * cosine)))
     if t not in (0, 1) and bool(((sine < 1e-6) & (cosine < 0)).any()):
-        raise RunError(f"tensor `{tensor}`: two rows or columns are opposite, so that no arc between them is the shortest")
+        raise NoMean(f"tensor `{tensor}`: two rows or columns are opposite, so that no arc between them is the shortest")
     angle = np.arctan2(sine, cosine)
     is_arc = sine >= STRAIGHT
     safe = np.where(is_arc, sine, 1.0)
@@ -135,8 +136,22 @@ def _arc_weights_of_each(products: NDArray[np.float64], t: float, tensor: str) -
 def karcher(inputs: Inputs, settings: Settings) -> PieceFunction:
     """The weighted Karcher mean of the directions, times the weighted mean of the lengths; for two models it is slerp at w2."""
     weights = normalised(settings["weight"])
-    coefficients = karcher_weights(inner_products(inputs, deltas=False), weights, settings["max_iter"], inputs.randomness.tensor)
+    products = _finite(inner_products(inputs, deltas=False), inputs)
+    coefficients = karcher_weights(products, weights, settings["max_iter"], inputs.randomness.tensor)
     return lambda piece: weighted_sum(piece.models, coefficients)
+
+
+def _finite(products: NDArray[np.float64], inputs: Inputs) -> NDArray[np.float64]:
+    """The inner products, of models whose numbers are finite.
+
+    Raises:
+        GateError: one's are not; no direction can be told.
+    """
+    if np.isfinite(products).all():
+        return products
+    names = [name for name, own in zip(inputs.randomness.models, np.diag(products), strict=False) if not math.isfinite(own)]
+    what = f"values are NaN or infinite ({', '.join(f'`{name}`' for name in names) or 'a model'} has them already)"
+    raise GateError("the merge is not finite", [Problem(inputs.randomness.tensor, what, "nothing was written")])
 
 
 def karcher_weights(products: NDArray[np.float64], weights: Sequence[float], rounds: int | None = None, tensor: str = "") -> list[float]:
@@ -151,7 +166,7 @@ def karcher_weights(products: NDArray[np.float64], weights: Sequence[float], rou
         ``(n,)`` coefficients.
 
     Raises:
-        RunError: the inputs cancel, and have no mean direction.
+        NoMean: the inputs cancel, and have no mean direction.
     """
     norms = np.sqrt(np.diag(products))
     w = np.where(norms > 0, np.asarray(weights, np.float64), 0.0)
@@ -163,12 +178,12 @@ def karcher_weights(products: NDArray[np.float64], weights: Sequence[float], rou
     mean = w.copy()  # coefficients of the unit vectors
     length = math.sqrt(max(0.0, float(mean @ cosines @ mean)))
     if length < 1e-6:
-        raise RunError(f"tensor `{tensor}`: the models cancel, and have no mean direction", hint="use linear, or other weights")
+        raise NoMean(f"tensor `{tensor}`: the models cancel, and have no mean direction", hint="use linear, or other weights")
     mean = np.asarray(mean / length, np.float64)
     for _ in range(_ROUNDS if rounds is None else rounds):
         dots = np.clip(cosines @ mean, -1.0, 1.0)
         if bool((dots[w > 0] < -1 + 1e-9).any()):
-            raise RunError(f"tensor `{tensor}`: a model is opposite to the mean, so that no direction leads to it", hint="use linear")
+            raise NoMean(f"tensor `{tensor}`: a model is opposite to the mean, so that no direction leads to it", hint="use linear")
         angles = np.arccos(dots)
         ratio = np.where(angles > 1e-7, angles / np.maximum(np.sin(angles), 1e-300), 1.0)
         tangent = w * ratio - (w * ratio * dots).sum() * mean
@@ -187,13 +202,13 @@ def multislerp(inputs: Inputs, settings: Settings) -> PieceFunction:
     """
     weights = normalised(settings["weight"]) if settings["normalize_weights"] else settings["weight"]
     with_base = next(iter(inputs.pieces())).base is not None
-    products = inner_products(inputs, deltas=with_base)
+    products = _finite(inner_products(inputs, deltas=with_base), inputs)
     norms = np.sqrt(np.diag(products))
     scale = np.where(norms > 0, norms, 1.0)
     units = np.where(norms > 0, np.asarray(weights), 0.0) / scale
     length = math.sqrt(max(0.0, float(units @ products @ units)))
     if length < 1e-6 and norms.any():
-        raise RunError(f"tensor `{inputs.randomness.tensor}`: the models cancel, and have no mean direction", hint="use linear")
+        raise NoMean(f"tensor `{inputs.randomness.tensor}`: the models cancel, and have no mean direction", hint="use linear")
     factor = float((np.asarray(weights) * norms).sum()) / length if length else 0.0
     coefficients = [float(unit) * factor for unit in units]
     return lambda piece: _placed(piece, weighted_sum(piece.deltas if with_base else piece.models, coefficients), with_base)

@@ -9,6 +9,7 @@ Source: Chronopoulou et al. 2023, arXiv:2302.07027, who take sentence embeddings
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,11 @@ def open_soup(recipe: AdapterSoup, path: Path) -> tuple[list[Adapter], str]:
     weights = (1 / len(adapters),) * len(adapters)
     job = AdapterMerge(CONCAT, tuple(adapters), {"weight": weights}, recipe.base_model)
     job.check()
+    texts = [recipe.texts, *(domain.texts for domain in recipe.models if domain.texts is not None)]
+    texts = [recipe.texts, *(domain.texts for domain in recipe.models if domain.texts is not None)]
+    missing = [text for text in texts if not glob.has_magic(text) and not Path(text).exists()]
+    if missing:
+        raise RequestError("the adapters cannot be chosen", [Problem("texts", f"`{text}` is not there") for text in missing])
     if job.base_name is None:
         raise RequestError("the adapters cannot be chosen", [Problem("base_model", "no adapter names its base", "base_model: MODEL")])
     return adapters, job.base_name

@@ -19,7 +19,7 @@ from ftcli.merging.lora.stored import name_in_checkpoint
 from ftcli.merging.methods.method import MergeMethod
 from ftcli.merging.numbers import Array
 from ftcli.merging.pieces import ArrayInputs, rows_and_columns
-from ftcli.merging.randomness import Randomness
+from ftcli.merging.randomness import Randomness, plain_name
 from ftcli.merging.readers import open_reader
 from ftcli.merging.search.log import Scores
 from ftcli.merging.search.recipe import Evaluate
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from ftcli.data.settings import EvaluationSource
+    from ftcli.data.settings import Data, EvaluationSource
     from ftcli.data.store import TreeStore
     from ftcli.evaluation.answers import Question
     from ftcli.layout.model import TreeModel
@@ -104,7 +104,7 @@ class MergedModel:
         Args:
             settings: those of each group of layers.
         """
-        names = tuple(source.reference for source in self.sources)
+        names = tuple(plain_name(source.reference) for source in self.sources)
         for name in [name for name, _ in self.module.named_parameters()]:
             arrays = [self.array(index, name) for index in range(len(self.sources))]
             base = self.array(-1, name) if method.base == "required" else None
@@ -145,8 +145,7 @@ class Measurer:
     @property
     def weights(self) -> dict[str, float]:
         """How much each source counts."""
-        default = {store.name: float(store.role == "target") for store in self.stores}
-        return default if not self.settings.weights else {name: self.settings.weights.get(name, 0.0) for name in default}
+        return weights_of(self.settings, {store.name: store.role for store in self.stores})
 
     def value(self, scores: Scores) -> float:
         """The weighted mean of the metric, negative for losses: larger is better."""
@@ -190,6 +189,54 @@ class Measurer:
         return {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
 
 
+def look_at_data(settings: Evaluate, speaker: Source) -> None:
+    """Read the first rows of every evaluation source, as the tokenizer of `speaker` writes them.
+
+    Raises:
+        RequestError: the data is wrong, or `weights` name no source.
+    """
+    from ftcli.data.prepare import look
+    from ftcli.models.tokenizer import load_tokenizer
+
+    looks = look(_data(settings), load_tokenizer(str(speaker.tokenizer_folder)))
+    _check_weights(settings, {each.name: each.role for each in looks})
+
+
+def _data(settings: Evaluate) -> Data:
+    """The evaluation sources as a recipe has them; nothing is trained here, and `train` may not be empty in a recipe."""
+    from ftcli.data.settings import Data
+
+    sources = tuple(_with_metric(source, settings) for source in settings.sources)
+    return Data.model_construct(train=(), evaluation=sources, max_length=settings.max_length)
+
+
+def _check_weights(settings: Evaluate, roles: Mapping[str, str]) -> None:
+    """
+    Args:
+        roles: of each source, by its name.
+
+    Raises:
+        RequestError: `weights` name no source, or none counts.
+    """
+    strangers = [name for name in settings.weights if name not in roles]
+    if strangers:
+        problems = [Problem(f"evaluate.weights.{name}", "is no source", f"sources: {', '.join(roles)}") for name in strangers]
+        raise RequestError("the evaluation cannot be made", problems)
+    if sum(weights_of(settings, roles).values()) <= 0:
+        problem = Problem("evaluate", "no source counts: all have weight 0", "`role: target`, or `weights`")
+        raise RequestError("the evaluation cannot be made", [problem])
+
+
+def weights_of(settings: Evaluate, roles: Mapping[str, str]) -> dict[str, float]:
+    """How much each source counts.
+
+    Args:
+        roles: of each source, by its name.
+    """
+    default = {name: float(role == "target") for name, role in roles.items()}
+    return default if not settings.weights else {name: settings.weights.get(name, 0.0) for name in default}
+
+
 def open_measurer(settings: Evaluate, tokenizer: Tokenizer, module: nn.Module) -> Measurer:
     """The evaluation sources, tokenised, and the model in the layout that its probe allows.
 
@@ -197,29 +244,17 @@ def open_measurer(settings: Evaluate, tokenizer: Tokenizer, module: nn.Module) -
         RequestError: the data is wrong, or `weights` name no source.
     """
     from ftcli.data.prepare import prepare
-    from ftcli.data.settings import Data
     from ftcli.layout.model import TreeModel
     from ftcli.layout.probe import choose_layout
     from ftcli.training.assemble import cache_folder
 
-    sources = tuple(_with_metric(source, settings) for source in settings.sources)
-    # nothing is trained here, and `train` may not be empty in a recipe
-    data = Data.model_construct(train=(), evaluation=sources, max_length=settings.max_length)
-    stores = prepare(data, tokenizer, cache_folder=cache_folder()).evaluation
-    names = [store.name for store in stores]
-    strangers = [name for name in settings.weights if name not in names]
-    if strangers:
-        problems = [Problem(f"evaluate.weights.{name}", "is no source", f"sources: {', '.join(names)}") for name in strangers]
-        raise RequestError("the evaluation cannot be made", problems)
+    stores = prepare(_data(settings), tokenizer, cache_folder=cache_folder()).evaluation
+    _check_weights(settings, {store.name: store.role for store in stores})
     model = TreeModel(module)
     trees = [store.tree(index) for store in stores for index in range(min(_PROBE_TREES, len(store)))]
     choose_layout(model, trees[: 2 * _PROBE_TREES], "auto", frozenset({"forest", "rows"}), settings.max_length)
     module.requires_grad_(False)
-    measurer = Measurer(settings, tokenizer, stores, model, str(next(module.parameters()).device.type))
-    if sum(measurer.weights.values()) <= 0:
-        problem = Problem("evaluate", "no source counts: all have weight 0", "`role: target`, or `weights`")
-        raise RequestError("the evaluation cannot be made", [problem])
-    return measurer
+    return Measurer(settings, tokenizer, stores, model, str(next(module.parameters()).device.type))
 
 
 def _with_metric(source: EvaluationSource, settings: Evaluate) -> EvaluationSource:

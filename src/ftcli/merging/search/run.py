@@ -106,10 +106,21 @@ def run_search(
 
 
 def plan_search(recipe: AnySearch, path: Path) -> list[str]:
-    """What a search would do, in lines; the models are looked at, nothing is measured."""
+    """What a search would do, in lines; the models and the first rows of the data are looked at, nothing is measured.
+
+    Raises:
+        RequestError: the settings, the models or the data do not fit.
+    """
+    from ftcli.merging.search.judge import look_at_data
+
     assert isinstance(recipe, GreedySoup | WiseFt | Search | LearnedWeights)
-    sources = [open_source(reference, path.resolve().parent) for reference in recipe.models]
+    _check_space(recipe)
     planned(_first_document(recipe), path, None, recipe.dtype, 1)
+    sources = [open_source(reference, path.resolve().parent, to_plan=True) for reference in recipe.models]
+    reference = getattr(recipe, "base_model", None)
+    base = None if reference is None else open_source(reference, path.resolve().parent, to_plan=True)
+    _num_groups(recipe, base or sources[0])
+    look_at_data(recipe.evaluate, sources[0])
     count = {"greedy_soup": 2 * len(sources) - 1, "wise_ft": len(getattr(recipe, "alphas", ()))}.get(recipe.merge_method)
     count = recipe.search.budget if isinstance(recipe, Search) else count
     words = f"at most {count} evaluations" if count is not None else f"{getattr(recipe, 'steps', 0)} updates of the coefficients"
@@ -138,10 +149,7 @@ def _open(
     base = None if reference is None else open_source(reference, folder)
     say(0, 1, "load")
     module, tokenizer = load_frame(base or sources[0], recipe.evaluate.device, sources[0])
-    num_groups = recipe.search.layer_groups if isinstance(recipe, Search) else getattr(recipe, "layer_groups", 1)
-    depth = num_layers((base or sources[0]).config) or 1
-    if num_groups > depth:
-        raise RequestError("the search cannot be made", [Problem("layer_groups", f"{num_groups} is more than the model's {depth} layers")])
+    num_groups = _num_groups(recipe, base or sources[0])
     merged = MergedModel(module, sources, base, num_groups)
     measurer = open_measurer(recipe.evaluate, tokenizer, module)
 
@@ -157,6 +165,19 @@ def _open(
     fingerprint = fingerprint_of(recipe.model_dump(mode="json", exclude={"dtype"}), stamps, keys)
     log = EvaluationLog(Judge(measure, measurer.value), work_folder / LOG_FILE, fingerprint, tell)
     return _Work(recipe, path, sources, base, merged, measurer, log, say)
+
+
+def _num_groups(recipe: AnySearch, lead: Source) -> int:
+    """How many groups of layers have weights of their own.
+
+    Raises:
+        RequestError: more than there are layers.
+    """
+    num_groups: int = recipe.search.layer_groups if isinstance(recipe, Search) else getattr(recipe, "layer_groups", 1)
+    depth = num_layers(lead.config) or 1
+    if num_groups > depth:
+        raise RequestError("the search cannot be made", [Problem("layer_groups", f"{num_groups} is more than the model's {depth} layers")])
+    return num_groups
 
 
 def _check_space(recipe: AnySearch) -> None:
