@@ -70,6 +70,10 @@ def test_a_line_does_without_what_is_not_known(missing: str) -> None:
     assert format_train_line({**record, missing: None}).startswith("step 10  ")
 
 
+def test_what_holds_the_model_back_stands_in_the_line() -> None:
+    assert "kl 0.0123  ewc 0.0001" in format_train_line({"step": 3, "loss": 1.0, "regularizers": {"kl": 0.01234, "ewc": 0.0001}})
+
+
 def test_loss_that_is_not_a_number_is_shown() -> None:
     assert "loss nan" in format_train_line({**train_record(10), "loss": float("nan")})
 

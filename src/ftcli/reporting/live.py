@@ -148,7 +148,8 @@ def format_train_line(record: Mapping[str, Any]) -> str:
         parts.append(f"{format_count(rate)} targets/s")
     if (left := record.get("seconds_left")) is not None:
         parts.append(f"{format_seconds(left)} left")
-    return "  ".join([*parts, *_source_losses(record.get("sources") or {})])
+    held = [f"{name} {loss:.4f}" for name, loss in (record.get("regularizers") or {}).items()]
+    return "  ".join([*parts, *held, *_source_losses(record.get("sources") or {})])
 
 
 def format_evaluation_line(record: Mapping[str, Any]) -> str:
