@@ -1,12 +1,17 @@
-"""Write docs/recipes.md from the recipe's own docstrings: `python scripts/recipe_docs.py > docs/recipes.md`."""
+"""Write docs/recipes.md from the recipe's own docstrings: `python scripts/recipe_docs.py > docs/recipes.md`.
+
+With the word `evaluation`, docs/evaluation-recipes.md from those of evaluation recipes.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ftcli.recipe.schema import json_schema
+from ftcli.evaluation.recipe import TITLE, EvaluationRecipe
+from ftcli.recipe.schema import json_schema, schema_of
 
 INTRODUCTION = """\
 # The recipe, key by key
@@ -18,10 +23,68 @@ from the recipe's folder; `${NAME}` in paths and names is replaced from the envi
 be changed on the command line: `--set train.lr=1e-4`, `--set data.train.0.weight=2`.
 """
 
+EVALUATION = """\
+# The evaluation recipe, key by key
 
-def main() -> None:
-    schema = json_schema()
-    print(INTRODUCTION)
+Made from the code by `python scripts/recipe_docs.py evaluation`; `ftcli schema evaluation` prints the same for editors. What the kinds of
+task measure is told in [evaluation.md](evaluation.md).
+
+Used by `ftcli eval RUN --recipe FILE`. One with every kind of task, the keys that most need, and gates (paths count from its folder):
+
+```yaml
+version: 1
+tasks:
+  - name: orders
+    kind: generation
+    source: {kind: builtin, name: orders, split: test}
+    metrics: [{kind: json-match}, {kind: exact-match}]
+    max_new_tokens: 64
+  - name: stories
+    kind: language-modelling
+    source: {kind: builtin, name: stories, split: test}
+    retained: true
+  - name: quiz
+    kind: multiple-choice
+    source: {kind: file, path: quiz.jsonl}
+    question: question
+    choices: choices
+    answer: answer
+    prompt: "Question: {question}\\nAnswer:"
+    separator: " "
+    normalise: bytes
+    shots: {count: 5, choose: fixed}
+  - name: taste
+    kind: preference
+    source: {kind: file, path: pairs.jsonl}
+  - name: reviews
+    kind: classification
+    source: {kind: builtin, name: reviews, split: test}
+    labels: [negative, positive]
+    group_by: label
+  - name: programs
+    kind: code
+    source: {kind: file, path: programs.jsonl}
+    samples: 4
+    temperature: 0.8
+    k: [1, 4]
+  - name: search
+    kind: retrieval
+    source: {kind: file, path: queries.jsonl}
+    corpus: {kind: file, path: passages.jsonl}
+    pooling: mean
+  - name: harness
+    kind: lm-eval
+    task: tasks/mine.yaml
+gates:
+  - orders.json_match >= 0.9
+  - stories.bits_per_byte <= base + 0.02 @ p<0.05
+```
+"""
+
+
+def main(document: str = "recipe") -> None:
+    schema = json_schema() if document == "recipe" else schema_of(EvaluationRecipe, TITLE)
+    print(INTRODUCTION if document == "recipe" else EVALUATION)
     print(section("Recipe", {key: schema[key] for key in ("properties", "required", "description") if key in schema}))
     for name in in_order(schema):
         print(section(name, schema["$defs"][name]))
@@ -85,4 +148,4 @@ def kind_of(value: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2])

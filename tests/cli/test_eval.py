@@ -123,7 +123,7 @@ def test_windows_predict_every_token_but_the_first_once(length: int, window: int
     [
         ([], "is empty"),
         ([{"question": "a", "choices": ["b", "c"]}], "choices.jsonl:1: column `answer` is missing"),
-        ([{"question": "a", "choices": "b", "answer": 4}], "choices.jsonl:1: column `answer`: `4` is none of the choices"),
+        ([{"question": "a", "choices": ["b", "c"], "answer": 4}], "choices.jsonl:1: column `answer`: `4` is none of the choices"),
         ([{"question": "a", "choices": 7, "answer": 0}], "choices.jsonl:1: column `choices` is not a list of texts"),
         ([{"question": ["a"], "choices": ["b", "c"], "answer": 0}], "choices.jsonl:1: column `question` is list, not a text"),
     ],

@@ -25,6 +25,7 @@ FLOORS = (
         "training.run",
         "training.record",
         "evaluation.evaluate",
+        "evaluation.fingerprint",
         "evaluation.details",
         "evaluation.approaches",
         "training.smoke",

@@ -39,7 +39,7 @@ HEALTHY: dict[str, Any] = {
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Make:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """The diagnosis of a run with these curves and facts."""
 
     def _made(
@@ -51,7 +51,7 @@ def made(tmp_path: Path) -> Make:
         rate: float = 2e-4,
         **changes: Any,
     ) -> Diagnosis:
-        path = write_fake_run(tmp_path / "run", **(HEALTHY | changes))
+        path = write_fake_run(tmp_path_factory.mktemp("made") / "run", **(HEALTHY | changes))
         manifest = json.loads((path / "manifest.json").read_text())
         (path / "manifest.json").write_text(json.dumps({**manifest, "lr": rate}))
         records: list[dict[str, Any]] = [
@@ -81,9 +81,10 @@ def test_a_healthy_run_is_left_alone_and_what_cannot_be_judged_is_said(made: Mak
 
 
 def test_a_short_run_is_not_judged_by_its_curve(made: Make) -> None:
-    diagnosis = made(lambda share: 4.0 - 3.5 * share, steps=9)
+    diagnosis = made(steps=9)
     assert diagnosis.findings == ()
-    assert {"too few steps", "underfitting", "rate too low"} <= set(diagnosis.unjudged)
+    assert {"underfitting", "rate too low"} <= set(diagnosis.unjudged)
+    assert "too few steps" in made(steps=1).unjudged
 
 
 def test_overfitting_names_the_step_from_which_it_got_worse(made: Make) -> None:
@@ -133,6 +134,51 @@ def test_a_rate_that_is_too_low_is_told_from_too_few_steps_by_the_default(made: 
 
 def test_too_few_steps_is_a_fall_that_goes_on(made: Make) -> None:
     assert names(made(lambda share: 4.0 - 2.5 * share, repeats=[0.5])) == ["too few steps"]
+
+
+@pytest.mark.parametrize("steps", [2, 3, 9])
+def test_too_few_steps_needs_few_logged_ones(made: Make, steps: int) -> None:
+    found = made(lambda share: 6.5 - 3.5 * share, steps=steps, held_out=[(0, 6.9), (steps, 4.9)])
+    assert names(found) == ["too few steps"]
+    assert names(made(lambda share: 1.0, steps=steps)) == []
+
+
+def test_a_rate_is_too_high_where_what_was_known_comes_apart_while_new_rows_are_learnt(made: Make) -> None:
+    curve = {1: 6.53, 2: 7.19, 3: 4.56, 4: 4.31}
+    facts: dict[str, Any] = {"steps": 4, "held_out": [(0, 6.9), (4, 4.3)], "retained": [(0, 0.51), (4, 9.86)]}
+    assert names(made(lambda share: curve[round(4 * share)], rate=0.3, **facts)) == ["rate too high"]
+    assert names(made(lambda share: curve[round(4 * share)], rate=2e-4, **facts)) == ["forgetting"]
+
+
+def test_every_held_out_loss_higher_is_a_rate_too_high(made: Make) -> None:
+    found = made(lambda share: 2.0, rate=2e-2, held_out=[(0, 2.0), (40, 3.0)], retained=[(0, 1.0), (40, 1.5)])
+    assert names(found) == ["rate too high"]
+
+
+def test_an_interrupted_run_is_judged_by_what_there_is(made: Make) -> None:
+    stopped = made(lambda share: 6.5 + 1.2 * share, steps=9, rate=0.3, held_out=[(0, 6.9)], retained=[(0, 0.5)], status="interrupted")
+    assert names(stopped) == ["rate too high"]
+    assert stopped.unjudged["forgetting"] == "the retained sources were not measured both before and after training"
+
+
+def test_rows_that_are_trained_on_in_other_case_or_within_a_longer_text_are_leaked(tmp_path: Path) -> None:
+    rows = [{"prompt": f"what does article number {n} of the list cost today", "completion": f"it is {n} euros"} for n in range(40)]
+    shouted = [{key: f"{value.upper()}!" for key, value in row.items()} for row in rows[:6]]
+    longer = [{"prompt": f"Hello, {row['prompt']}", "completion": f"{row['completion']}, I think"} for row in rows[6:8]]
+    path = write_fake_run(tmp_path / "run", **HEALTHY)
+    data = "data: {train: [{source: {kind: file, path: train.jsonl}}], evaluation: [{source: {kind: file, path: test.jsonl}}]}\n"
+    text = (path / "recipe.resolved.yaml").read_text()
+    (path / "recipe.resolved.yaml").write_text(text[: text.index("data:")] + data + text[text.index("method:") :])
+
+    def found(held_out: list[dict[str, str]]) -> Diagnosis:
+        write_lines(path / "train.jsonl", rows[10:] + held_out)
+        write_lines(path / "test.jsonl", rows[:10])
+        return diagnose(read_run(path))
+
+    assert names(found([])) == []
+    leaked = found(shouted + longer)
+    assert names(leaked) == ["leakage"]
+    assert leaked.findings[0].evidence[0] == "8 of 10 rows of `test` are trained on, word for word"
 
 
 def test_forgetting_and_its_evidence(made: Make) -> None:

@@ -307,6 +307,24 @@ def test_a_text_longer_than_the_model_sees_is_measured_and_noted(kind: str, subj
     assert kind == "language-modelling" or "1 " in result.notes[0]
 
 
+def test_preferences_between_conversations_are_written_by_the_chat_template(subject: Subject, tmp_path: Path) -> None:
+    asked, said = {"role": "user", "content": "Are you there?"}, [{"role": "assistant", "content": text} for text in ("Yes.", "No!")]
+    forms: list[dict[str, Any]] = [
+        {"prompt": [asked], "chosen": [said[0]], "rejected": [said[1]]},
+        {"prompt": [asked], "chosen": [asked, said[0]], "rejected": [asked, said[1]]},
+        {"chosen": [asked, said[0]], "rejected": [asked, said[1]]},
+        {"prompt": asked["content"], "chosen": [said[0]], "rejected": [said[1]]},
+        {"prompt": [asked], "chosen": "Yes.", "rejected": "No!"},
+    ]
+    rows = task(write(tmp_path / "a.jsonl", forms), kind="preference").measure(subject).rows
+    assert len({row["margin"] for row in rows}) == 1
+    assert rows[0]["prompt"] == subject.tokenizer.render([asked], add_generation_prompt=True)
+    assert rows[0]["chosen"] == "Yes.<|im_end|>"
+    other = {"chosen": [asked, said[0]], "rejected": [{"role": "user", "content": "Who?"}, said[1]]}
+    with pytest.raises(DataError, match="do not answer the same prompt"):
+        task(write(tmp_path / "a.jsonl", [other]), kind="preference").measure(subject)
+
+
 # ---- rows ----------------------------------------------------------------------------------------------------------------------
 
 

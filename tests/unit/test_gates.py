@@ -90,3 +90,29 @@ def test_junit_names_the_gates_that_failed() -> None:
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
     failures = [case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None]
     assert failures == ["orders.exact_match >= 0.95"]
+
+
+def test_a_level_tests_the_weighted_figure_that_is_held_against_the_bound() -> None:
+    sizes = np.array([1000.0] + [10.0] * 30)
+    base, tuned = np.full(31, 2.0), np.array([1.5] + [2.4] * 30)
+    values = [float(np.average(one, weights=sizes)) for one in (tuned, base)]
+    assert values[0] < values[1]
+    found = judge(
+        parse_gate("t.bits <= base - 0.4 @ p<0.05"),
+        {"t": {"bits": Measured(values[0], tuned, sizes)}},
+        {"t": {"bits": Measured(values[1], base, sizes)}},
+    )
+    # The mean over rows, each alike, would be far above the bound, and its p near 0.
+    assert found.p_value is not None
+    assert found.p_value > 0.05
+    assert found.passed
+    alone = judge(parse_gate("t.bits <= 1.9 @ p<0.05"), {"t": {"bits": Measured(values[0], tuned, sizes)}}, None)
+    assert alone.passed
+    few = judge(parse_gate("t.bits <= 1.5 @ p<0.05"), {"t": {"bits": Measured(2.0, np.full(31, 2.0), sizes)}}, None)
+    assert not few.passed
+
+
+def test_a_level_against_a_base_with_other_rows_is_an_error() -> None:
+    two, three = ({"t": {"acc": Measured(0.5, np.full(count, 0.5))}} for count in (2, 3))
+    with pytest.raises(UsageError, match="cannot be judged"):
+        judge(parse_gate("t.acc >= base + 1 @ p<0.05"), two, three)

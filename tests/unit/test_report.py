@@ -193,3 +193,19 @@ def test_a_table_without_rows_and_a_hostile_caption_make_no_markup() -> None:
     blocks = [Table(bad, ["a"], []), Table(bad, [bad], [[bad]]), Code(bad, bad), Figure("<svg></svg>", bad)]
     page = html_page(Document(bad, bad, "soft", [bad], [Section(bad, blocks)]))
     assert "<script" not in page
+
+
+def test_points_at_the_top_of_a_figure_have_room_and_are_not_clipped() -> None:
+    from ftcli.reporting.curves import Line, line_figure
+
+    figure = line_figure([Line("held out", [(0, 6.9), (3, 6.9)], "evaluation", 0)], "loss", "a loss")
+    assert figure is not None
+    drawn = next(part for part in figure.svg.split("<g id=") if "stroke-dasharray: " in part)
+    assert "clip-path" not in drawn
+
+
+def test_tables_of_a_page_scroll_within_their_box_on_a_phone() -> None:
+    from ftcli.reporting.page import STYLE
+
+    assert ".scroll { overflow-x: auto;" in STYLE
+    assert "@media (max-width: 30rem) { table {" in STYLE

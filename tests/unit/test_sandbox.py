@@ -75,6 +75,90 @@ def test_what_namespaces_keep_from_a_program(program: str, isolated: bool, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
+# What a caller that is root could do with its capabilities, and what anyone could with namespaces of one's own or the filter off.
+LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        LIBC + "assert libc.mount(None, b'/', None, 32 | 4096, None) == 0",
+        LIBC + "assert libc.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0",
+        LIBC + "assert libc.umount2(b'/usr', 2) == 0",
+        LIBC + "assert libc.unshare(0x10000000) == 0",
+        LIBC + "assert libc.syscall(56 if os.uname().machine == 'x86_64' else 220, 0x10000000 | 17, 0, 0, 0, 0) >= 0",
+        LIBC + "data = (ctypes.c_uint32 * 6)()\nlibc.capget((ctypes.c_uint32 * 2)(0x20080522, 0), data)\nassert any(data)",
+        LIBC + "assert any(libc.prctl(23, number, 0, 0, 0) == 1 for number in range(40))",  # the bounding set
+        LIBC + "assert libc.prctl(39, 0, 0, 0, 0) == 0",  # no_new_privs
+        "import os\nassert os.getuid() == 0",
+        "import os\nos.chroot('/tmp')",
+        "import os\nassert os.listdir('/proc')",
+        "import os\nassert {'run', 'var', 'sys'} & set(os.listdir('/'))",
+        "open('/usr/new', 'w')",
+        "import socket\nsocket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)",
+    ],
+)
+def test_rights_that_a_program_has_lost(program: str, isolated: bool) -> None:
+    if not isolated:
+        pytest.skip("the kernel gives no namespaces here")
+    outcome = run_program(program, seconds=20)
+    assert not outcome.passed
+    assert outcome.said.startswith(("AssertionError", "PermissionError", "OSError", "FileNotFoundError"))
+
+
+@pytest.mark.parametrize("address", ["{folder}/s.sock", "\0ftcli-test-{folder}"])
+def test_a_socket_of_the_host_hears_nothing(address: str, isolated: bool, tmp_path: Path) -> None:
+    import socket
+
+    if not isolated:
+        pytest.skip("the kernel gives no namespaces here")
+    place = address.format(folder=tmp_path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(place)
+        server.listen(1)
+        server.settimeout(0.2)
+        program = f"import socket\nown = socket.socket(socket.AF_UNIX)\nown.connect({place!r})\nown.send(b'secret')"
+        assert not run_program(program, seconds=20).passed
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_what_programs_need_is_there() -> None:
+    program = "import asyncio, multiprocessing, pathlib, random, tempfile, threading\nasyncio.run(asyncio.sleep(0))\n"
+    program += "thread = threading.Thread(target=print)\nthread.start()\nthread.join()\ntempfile.TemporaryFile().close()\n"
+    program += "import subprocess, sys, numpy\nassert subprocess.run([sys.executable, '-c', 'pass']).returncode == 0\n"
+    assert run_program(program + "assert __name__ == '__main__' and sys.argv == ['program.py']", seconds=30).said == "passed"
+
+
+# Each looks for the token where it could stand, and says with it that it came to its end.
+SEARCH = """
+import os, re, sys, gc
+def say(text):
+    for token in re.findall(r"[0-9a-f]{32}", text):
+        for descriptor in range(64):
+            try:
+                os.write(descriptor, (token + chr(10)).encode())
+            except OSError:
+                pass
+"""
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        "say(open('program.py').read())",
+        "say(repr(sys.argv) + repr(sys.orig_argv) + repr(dict(os.environ)))",
+        "frame = sys._getframe()\nwhile frame:\n    say(repr(frame.f_locals) + repr(frame.f_globals) + repr(frame.f_code.co_consts))\n"
+        "    frame = frame.f_back",
+        "say(repr(gc.get_objects()))",
+        "for descriptor in range(64):\n    try:\n        os.set_blocking(descriptor, False)\n        say(repr(os.read(descriptor, 4096)))\n"
+        "    except OSError:\n        pass",
+    ],
+)
+def test_a_program_cannot_say_that_it_ended(search: str) -> None:
+    assert not run_program(f"{SEARCH}{search}\nos._exit(0)", seconds=20).passed
+
+
 def test_programs_keep_their_order() -> None:
     outcomes = run_programs([f"assert {n} % 2 == 0" for n in range(5)], seconds=20)
     assert [outcome.passed for outcome in outcomes] == [True, False, True, False, True]

@@ -8,7 +8,17 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from ftcli.evaluation.statistics import bootstrap_mean, bootstrap_ratio, compare, holm, mcnemar, minimum_detectable, sign_flip, wilson
+from ftcli.evaluation.statistics import (
+    bootstrap_mean,
+    bootstrap_ratio,
+    compare,
+    holm,
+    mcnemar,
+    minimum_detectable,
+    row_differences,
+    sign_flip,
+    wilson,
+)
 
 TRIALS = 600
 
@@ -110,3 +120,46 @@ def test_more_rows_than_units_are_drawn_in_blocks_with_the_same_spread() -> None
     differences = np.random.default_rng(4).normal(0.02, 1, size=25_013)
     z = differences.mean() / differences.std() * np.sqrt(len(differences))
     assert sign_flip(differences, resamples=1500) == pytest.approx(2 * (1 - NormalDist().cdf(z)), abs=0.02)
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_a_weighted_difference_is_that_of_the_two_weighted_means(share: float | None) -> None:
+    generator = np.random.default_rng(3)
+    sizes = generator.integers(1, 500, 60).astype(float)
+    others = sizes if share is None else np.round(sizes * generator.uniform(share, 1, 60)) + 1
+    a, b = generator.normal(2, 1, 60), generator.normal(1.9, 1, 60)
+    found = compare(a, b, a_weights=sizes, b_weights=others)
+    expected = np.average(a, weights=sizes) - np.average(b, weights=others)
+    assert found.difference.value == pytest.approx(expected, abs=1e-12)
+    assert found.difference.low < expected < found.difference.high
+    assert row_differences(a, b, sizes, others).mean() == pytest.approx(expected, abs=1e-12)
+    back = compare(b, a, a_weights=others, b_weights=sizes)
+    assert (back.difference.value, back.p_value) == (pytest.approx(-found.difference.value), pytest.approx(found.p_value, abs=0.02))
+
+
+def test_equal_weights_change_nothing() -> None:
+    generator = np.random.default_rng(4)
+    a, b = generator.normal(0.2, 1, 40), generator.normal(0, 1, 40)
+    plain, weighed = compare(a, b), compare(a, b, a_weights=np.full(40, 7.0), b_weights=np.full(40, 7.0))
+    assert weighed.difference.value == pytest.approx(plain.difference.value)
+    assert weighed.p_value == pytest.approx(plain.p_value, abs=1e-9)
+    assert weighed.difference.low == pytest.approx(plain.difference.low, abs=0.02)
+    assert weighed.minimum_detectable == pytest.approx(plain.minimum_detectable)
+
+
+def test_a_weighted_test_holds_its_level_where_weights_are_those_of_two_tokenizers() -> None:
+    generator, rejected = np.random.default_rng(5), 0
+    for _ in range(300):
+        sizes = generator.integers(5, 200, 40).astype(float)
+        others = np.round(sizes * generator.uniform(0.6, 1.4, 40)) + 1
+        a, b = (2 + generator.normal(0, 0.2, 40) for _ in range(2))
+        rejected += sign_flip(row_differences(a, b, sizes, others), resamples=400) < 0.05
+    assert rejected / 300 < 0.09
+
+
+def test_a_row_without_weight_counts_for_nothing_and_breaks_nothing() -> None:
+    found = compare(np.array([1.0, 9.0]), np.array([2.0, 0.0]), a_weights=np.array([3.0, 0.0]), b_weights=np.array([3.0, 0.0]))
+    assert found.difference.value == -1
+    assert not np.isnan(found.minimum_detectable)
+    with pytest.raises(ValueError, match="an average over nothing"):
+        compare(np.array([1.0, 2.0]), np.array([2.0, 1.0]), a_weights=np.zeros(2), b_weights=np.zeros(2))

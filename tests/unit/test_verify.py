@@ -135,6 +135,8 @@ def test_other_training_data_are_not_what_the_manifest_says(trained: Path, run: 
         code, report = verify(run)
         assert code == 1
         assert {"data", "order of examples"} <= set(failing(report))
+        told = next(proof["detail"] for proof in report["proofs"] if proof["name"] == "data")
+        assert told.endswith("has changed since it was trained on")
         rows.unlink()
         outcomes = {proof["name"]: proof["outcome"] for proof in verify(run)[1]["proofs"]}
         assert [outcomes[name] for name in ("data", "order of examples", "saved = trained")] == ["not replayed", "not replayed", "holds"]
@@ -176,3 +178,24 @@ def test_a_folder_without_a_manifest_and_an_old_run_prove_nothing(run: Path, ver
     (run / "manifest.json").write_text(json.dumps(manifest))
     outcomes = {proof["name"]: proof["outcome"] for proof in verify(run)[1]["proofs"]}
     assert (outcomes["files"], outcomes["base"]) == ("not replayed", "not replayed")
+
+
+@pytest.mark.parametrize(("text", "why"), [(None, "manifest.json: missing"), ("{ broken", "manifest.json: no JSON object")])
+def test_a_run_whose_manifest_is_gone_or_broken_says_so_and_nothing_else(text: str | None, why: str, run: Path, verify: Verify) -> None:
+    (run / "manifest.json").unlink()
+    if text is not None:
+        (run / "manifest.json").write_text(text)
+    code, report = verify(run)
+    assert code == 1
+    own = [proof for proof in report["proofs"] if not proof["name"].startswith("merged/")]
+    assert [proof["detail"] for proof in own] == [f"{why}: there is nothing to hold this run against"]
+
+
+def test_data_that_the_manifest_has_no_hash_of_are_not_called_others(run: Path, verify: Verify) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "hashes": {}}))
+    found = {proof["name"]: proof for proof in verify(run)[1]["proofs"]}
+    assert (found["data"]["outcome"], found["data"]["detail"]) == ("not replayed", "the manifest has no hashes of tokenizer and sources")
+    (run / "manifest.json").write_text(json.dumps({**manifest, "hashes": {**manifest["hashes"], "tokenizer": "ab" * 32}}))
+    found = {proof["name"]: proof for proof in verify(run)[1]["proofs"]}
+    assert found["data"]["detail"] == "tokenizer has changed since it was trained on"

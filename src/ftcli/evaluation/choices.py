@@ -33,6 +33,8 @@ class Continuations:
 
     context: str
     choices: tuple[str, ...]
+    where: str = "choices"
+    """The row that they are of, for errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,19 @@ def score_continuations(
     return Scored(found, num_tokens, apart, sum(one.is_cut for one in encoded))
 
 
+def check_continuations(model: TreeModel, tokenizer: Tokenizer, rows: Sequence[Continuations]) -> None:
+    """Nothing, if `score_continuations` can compute these.
+
+    Raises:
+        RequestError: a choice is empty, or alone longer than the model's context; names its row.
+    """
+    from ftcli.models.generate import context_length
+
+    limit = context_length(model.module)
+    for row in rows:
+        _encode(tokenizer, row, False, limit)
+
+
 def split_context(context: str, choice: str) -> tuple[str, str]:
     """The same text with spaces at the context's end given to the choice, whose first token they are part of.
 
@@ -140,11 +155,11 @@ def _encode(tokenizer: Tokenizer, row: Continuations, add_bos: bool, limit: int 
         context = [first, *context]
     longest = max(map(len, choices), default=0)
     if any(not choice for choice in choices):
-        raise RequestError("a choice is empty", [Problem("choices", f"{row.choices!r} after {bare[-40:]!r}", "every choice needs a token")])
+        raise RequestError("a choice is empty", [Problem(row.where, f"{row.choices!r} after {bare[-40:]!r}", "every choice needs a token")])
     if limit is None or len(context) + longest <= limit:
         return _Encoded(context, choices, is_cut=False)
     if longest >= limit:
-        raise RequestError("a choice does not fit", [Problem("choices", f"{longest} tokens, the model sees {limit}", None)])
+        raise RequestError("a choice does not fit", [Problem(row.where, f"{longest} tokens, the model sees {limit}", None)])
     return _Encoded(context[len(context) + longest - limit :], choices, is_cut=True)
 
 

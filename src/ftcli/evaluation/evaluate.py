@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftcli.evaluation.fingerprint import fingerprint
 from ftcli.evaluation.gates import Measured
 from ftcli.evaluation.measurement import main_figure, measure_task
 from ftcli.evaluation.rows import Rows
-from ftcli.evaluation.statistics import Comparison, Interval, compare, holm
+from ftcli.evaluation.statistics import Comparison, Interval, holm
 from ftcli.evaluation.tasks.task import Figure, Subject, TaskResult
 from ftcli.files import recover, write_lines, write_text
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float64]
 
-FORMAT = 3
+FORMAT = 4
 """Of kept results; a change of what a task computes raises it."""
 BATCH_TOKENS = 8192
 
@@ -49,7 +50,7 @@ class Evaluated:
     def measured(self) -> dict[str, dict[str, Measured]]:
         """For gates."""
         return {
-            task: {name: Measured(figure.interval.value, figure.values) for name, figure in result.figures.items()}
+            task: {name: Measured(figure.interval.value, figure.values, figure.weights) for name, figure in result.figures.items()}
             for task, result in self.results.items()
         }
 
@@ -99,7 +100,8 @@ def evaluate(
     user_metrics: tuple[UserMetric, ...] = (),
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Evaluated:
-    """Measure every task on one model; it is loaded once, and not at all if everything is kept already.
+    """Measure every task on one model; it is loaded once, and not at all if everything is kept already. All rows of all tasks are read
+    before the first is measured.
 
     Args:
         target: a run, a checkpoint, a folder with a model or an adapter, builtin:NAME, or a hub id.
@@ -108,15 +110,16 @@ def evaluate(
         user_metrics: they score every generation task, beside its own metrics.
 
     Raises:
-        FtcliError: the model cannot be opened, or a row cannot be read.
+        FtcliError: the model cannot be opened, a row cannot be read, or programs may not be run.
     """
+    from ftcli.evaluation.tasks.code import Code
+
     if cache is not None and cache.is_dir():
         recover(cache)
-    subject: Subject | None = None
-    loaded: Loaded | None = None
     weights = fingerprint(target) if cache is not None else None
     trained_on = training_sources(target) if any(task.leakage is not None and not task.leakage.train for task in tasks) else []
     found = Evaluated(target, target, "", {}, {}, [])
+    missing: list[tuple[Task, Path | None]] = []
     for task in tasks:
         kept = None if cache is None or weights is None else cache / f"{_key(weights, task, trained_on, user_metrics)}.json"
         if kept is not None and (old := _read_kept(kept)) is not None:
@@ -124,18 +127,27 @@ def evaluate(
             found.description, found.precision = about["description"], about["precision"]
             found.seconds[task.name] = 0.0
             found.reused.append(task.name)
-            continue
-        if subject is None:
-            loaded, subject = open_subject(target, device)
-            found.description, found.precision = loaded.description, precision_of(loaded)
+        else:
+            missing.append((task, kept))
+    if not missing:
+        return found
+    for task, _ in missing:
+        if isinstance(task, Code):
+            task.require_permission(allow_code)
+    loaded, subject = open_subject(target, device)
+    found.description, found.precision = loaded.description, precision_of(loaded)
+    subject = replace(subject, allow_code=allow_code, user_metrics=user_metrics)
+    for task, _ in missing:
+        task.check(subject)
+    for task, kept in missing:
         began = time.monotonic()
-        telling = _telling(progress, f"{task.name}: {Path(target).name}")
-        told = replace(subject, progress=telling, allow_code=allow_code, user_metrics=user_metrics)
+        told = replace(subject, progress=_telling(progress, f"{task.name}: {Path(target).name}"))
         indices = None if cache is None else cache / "passages"
         found.results[task.name] = measure_task(task, told, trained_on=trained_on, cache=indices)
         found.seconds[task.name] = time.monotonic() - began
         if kept is not None:
             _keep(kept, found.results[task.name], {"description": found.description, "precision": found.precision, "target": target})
+    found.results = {task.name: found.results[task.name] for task in tasks}
     return found
 
 
@@ -168,25 +180,6 @@ def precision_of(loaded: Loaded) -> str:
     dtype = str(model.dtype).removeprefix("torch.")
     quantisation = getattr(model.config, "quantization_config", None)
     return dtype if quantisation is None else f"{dtype}, quantised ({getattr(quantisation, 'quant_method', 'unknown')})"
-
-
-def fingerprint(target: str) -> str | None:
-    """A hash of everything that decides what `target` computes; None where it is not a folder here."""
-    from ftcli.files import sha256_of
-    from ftcli.models.locate import model_folder
-
-    folder = Path(target).expanduser()
-    if not folder.is_dir():
-        if not target.startswith("builtin:"):
-            return None
-        folder = model_folder(target)
-    digest = hashlib.sha256(str(FORMAT).encode())
-    for path in sorted(folder.rglob("*")):
-        is_weights = path.suffix in (".safetensors", ".json", ".jinja", ".yaml")
-        # A run's checkpoints and logs change without its result changing.
-        if path.is_file() and is_weights and "checkpoints" not in path.relative_to(folder).parts and path.name != "manifest.json":
-            digest.update(path.relative_to(folder).as_posix().encode() + sha256_of(path).encode())
-    return digest.hexdigest()
 
 
 def training_sources(target: str) -> list[Source]:
@@ -255,8 +248,8 @@ def changes(tuned: Evaluated, base: Evaluated, tasks: Sequence[Task]) -> list[Ch
     for task in tasks:
         name = main_figure(task, tuned.results[task.name])
         after, before = tuned.results[task.name].figures[name], base.results[task.name].figures[name]
-        if after.values is not None and before.values is not None and len(after.values) == len(before.values):
-            compared.append((task, name, after, before, compare(after.values, before.values)))
+        if (found := after.against(before)) is not None:
+            compared.append((task, name, after, before, found))
     adjusted = holm([found.p_value for *_, found in compared])
     return [
         _change(task.name, name, (after, before), found, p_value, tuned.results[task.name])
@@ -280,34 +273,33 @@ def _change(task: str, name: str, both: tuple[Figure, Figure], found: Comparison
         lost=[where for where, move in zip(rows, moved, strict=True) if move < 0],
         gained=[where for where, move in zip(rows, moved, strict=True) if move > 0],
         kept=int(((after.values == 1) & (before.values == 1)).sum()),
-        groups=_group_changes(after.values, before.values, sign, result.details.get("groups")),
-        clean=_clean_change(after.values, before.values, rows, result.details.get("clean")),
+        groups=_group_changes(after, before, result.details.get("groups")),
+        clean=_clean_change(after, before, rows, result.details.get("clean")),
     )
 
 
-def _group_changes(after: Values, before: Values, sign: int, groups: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _group_changes(after: Figure, before: Figure, groups: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Which groups of rows moved."""
     import numpy as np
 
     of_rows = np.array(groups["rows"] if groups is not None else [])
-    if len(of_rows) != len(after):
+    if after.values is None or len(of_rows) != len(after.values):
         return []
-    names = sorted(set(of_rows.tolist()))
-    found = [compare(after[of_rows == name], before[of_rows == name]) for name in names]
-    adjusted = holm([one.p_value for one in found])
+    found = {name: one for name in sorted(set(of_rows.tolist())) if (one := after.against(before, of_rows == name)) is not None}
+    adjusted, sign = holm([one.p_value for one in found.values()]), 1 if after.higher_is_better else -1
     return [
         {"group": name, **one.to_json(), "adjusted_p": p_value, "is_better": sign * one.difference.value > 0}
-        for name, one, p_value in zip(names, found, adjusted, strict=True)
+        for (name, one), p_value in zip(found.items(), adjusted, strict=True)
     ]
 
 
-def _clean_change(after: Values, before: Values, rows: Sequence[str], clean: dict[str, Any] | None) -> Comparison | None:
+def _clean_change(after: Figure, before: Figure, rows: Sequence[str], clean: dict[str, Any] | None) -> Comparison | None:
     """The comparison without the rows that stand in training data; None where none does."""
     import numpy as np
 
     leaked = {hit["where"] for hit in clean["leaked"]} if clean is not None else set()
     is_clean = np.array([where not in leaked for where in rows], dtype=bool)
-    return compare(after[is_clean], before[is_clean]) if leaked and is_clean.any() else None
+    return after.against(before, is_clean) if leaked else None
 
 
 def divergences(target: str, base: str, tasks: Sequence[Task], *, cache: Path | None, device: str = "auto") -> dict[str, Figure]:

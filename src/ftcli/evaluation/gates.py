@@ -60,6 +60,8 @@ class Measured:
     value: float
     values: Values | None = None
     """(n,) one number a row, where the figure is their mean."""
+    weights: Values | None = None
+    """(n,) how much each row counts in it; the default is the same for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +133,21 @@ def judge(gate: Gate, results: Mapping[str, Mapping[str, Measured]], base: Mappi
 
 
 def _violation_p(gate: Gate, found: Measured, reference: Measured | None) -> float:
-    """One-sided p of the rows' mean being on the wrong side of the bound."""
-    from ftcli.evaluation.statistics import sign_flip
+    """One-sided p of the figure being on the wrong side of the bound, of the same weighted mean that is held against it."""
+    import numpy as np
+
+    from ftcli.evaluation.statistics import row_differences, sign_flip
 
     if found.values is None or (reference is not None and reference.values is None):
         what = f"`{gate.text}`: {gate.metric} is no mean over rows, so there is no test of it"
         raise UsageError("a gate cannot be judged", [Problem("--gate", what, "leave `@ p<...` out")])
-    bounds = gate.margin if reference is None or reference.values is None else gate.margin + gate.factor * reference.values
-    excess = found.values - bounds if gate.relation.startswith("<") else bounds - found.values
+    if reference is not None and reference.values is not None and len(reference.values) != len(found.values):
+        what = f"`{gate.text}`: {len(found.values)} rows were measured, and {len(reference.values)} of the base"
+        raise UsageError("a gate cannot be judged", [Problem("--gate", what, "leave `@ p<...` out")])
+    bounds = np.zeros_like(found.values) if reference is None or reference.values is None else gate.factor * reference.values
+    weights = found.weights if reference is None else reference.weights
+    above = row_differences(found.values - gate.margin, bounds, found.weights, weights)
+    excess = above if gate.relation.startswith("<") else -above
     two_sided = sign_flip(excess)
     return two_sided / 2 if excess.mean() > 0 else 1 - two_sided / 2
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import DataError, Problem
-from ftcli.evaluation.statistics import compare
 from ftcli.evaluation.tasks.columns import column
 from ftcli.evaluation.tasks.task import Figure, Subject, TaskResult
 from ftcli.evaluation.tasks.variants import RowList, Rows, Variant, asked, question_column, question_of_row, rephrased
@@ -162,9 +161,8 @@ def _measure_best(task: Task, subject: Subject, passages: Passages | None) -> Ta
 
 def _chance(best: Figure, other: Figure) -> float | None:
     """Two-sided p that the best one is better by chance; not corrected for the choice."""
-    if best is other or best.values is None or other.values is None:
-        return None
-    return compare(best.values, other.values).p_value
+    found = None if best is other else best.against(other)
+    return None if found is None else found.p_value
 
 
 def _groups(task: Task, name: str, result: TaskResult) -> dict[str, Any]:

@@ -152,6 +152,7 @@ def bootstrap_counts(
     left_out = score(total - rows)
     pulls = estimate + (count - 1) * (np.average(left_out, weights=repeats) - left_out)
     drawn = np.concatenate([score(sums) for sums in _resampled(rows, repeats, seed, resamples)])
+    drawn = drawn[~np.isnan(drawn)]
     low, high = np.quantile(drawn, _bca_levels(drawn, estimate, left_out, repeats))
     return Interval(estimate, float(low), float(high)), pulls
 
@@ -213,24 +214,41 @@ def _resampled(rows: Values, repeats: NDArray[np.int64], seed: int, resamples: i
         yield counts @ rows
 
 
-def compare(a: Values, b: Values, *, seed: int = 0, resamples: int = NUM_RESAMPLES) -> Comparison:
+def compare(
+    a: Values,
+    b: Values,
+    *,
+    a_weights: Values | None = None,
+    b_weights: Values | None = None,
+    seed: int = 0,
+    resamples: int = NUM_RESAMPLES,
+) -> Comparison:
     """A against B, row by row: McNemar's exact test where all values are 0 or 1, else the sign-flip permutation test.
+
+    With weights the difference is that of the two weighted means, and interval and test are of that difference, too.
 
     Args:
         a, b: ``(n,)`` values of the same rows in the same order.
+        a_weights, b_weights: ``(n,)`` how much each row counts in A's and in B's mean; both or neither.
 
     Raises:
-        ValueError: the rows are not the same, or there are none.
+        ValueError: the rows are not the same, there are none, or none of them counts.
     """
     import numpy as np
 
     if len(a) != len(b) or len(a) == 0:
         raise ValueError(f"{len(a)} rows against {len(b)}")
-    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    only_a, only_b = int((differences > 0).sum()), int((differences < 0).sum())
-    is_binary = bool(np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all())
+    values, others = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    only_a, only_b = int((values > others).sum()), int((values < others).sum())
+    is_binary = a_weights is None and bool(np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all())
+    differences = row_differences(values, others, a_weights, b_weights)
     p_value = mcnemar(only_a, only_b) if is_binary else sign_flip(differences, seed=seed, resamples=resamples)
-    interval = Interval(0.0, 0.0, 0.0) if not differences.any() else bootstrap_mean(differences, seed=seed, resamples=resamples)
+    if not differences.any():
+        interval = Interval(0.0, 0.0, 0.0)
+    elif a_weights is None or b_weights is None:
+        interval = bootstrap_mean(differences, seed=seed, resamples=resamples)
+    else:
+        interval = _ratio_difference((values, a_weights), (others, b_weights), seed, resamples)
     return Comparison(
         difference=interval,
         p_value=p_value,
@@ -240,6 +258,52 @@ def compare(a: Values, b: Values, *, seed: int = 0, resamples: int = NUM_RESAMPL
         num_only_b=only_b,
         minimum_detectable=minimum_detectable(differences),
     )
+
+
+def row_differences(a: Values, b: Values, a_weights: Values | None = None, b_weights: Values | None = None) -> Values:
+    """(n,) what each row adds to the difference of two means, weighted or not: their plain mean is that difference.
+
+    Of a row that both weigh alike it is the weighted difference of its values, so that a sign that is flipped swaps the two models.
+    Where weights differ (the tokens of two tokenizers) values are counted from the middle of the two means, so that a long row is
+    not taken for a better one.
+
+    Raises:
+        ValueError: only one has weights, or they sum to 0.
+    """
+    if a_weights is None and b_weights is None:
+        return a - b
+    if a_weights is None or b_weights is None:
+        raise ValueError("one mean is weighted, and the other is not")
+    a_total, b_total = float(a_weights.sum()), float(b_weights.sum())
+    if a_total <= 0 or b_total <= 0:
+        raise ValueError("an average over nothing")
+    if bool((a_weights == b_weights).all()):
+        return len(a) * a_weights * (a - b) / a_total
+    middle = (_mean(a, a_weights) + _mean(b, b_weights)) / 2
+    return len(a) * ((a - middle) * a_weights / a_total - (b - middle) * b_weights / b_total)
+
+
+def _ratio_difference(a: tuple[Values, Values], b: tuple[Values, Values], seed: int, resamples: int) -> Interval:
+    """The difference of two weighted means with its bootstrap interval over rows.
+
+    Args:
+        a, b: values and weights, ``(n,)`` each.
+    """
+    import numpy as np
+
+    rows = np.stack([a[0] * a[1], a[1], b[0] * b[1], b[1]], axis=1)
+
+    def difference(sums: Values) -> Values:
+        # Where no row that counts is drawn, or the only one is left out, there is no number.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found: Values = sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]
+        return found
+
+    return bootstrap_counts(rows, difference, seed=seed, resamples=resamples)[0]
+
+
+def _mean(values: Values, weights: Values) -> float:
+    return float((values * weights).sum() / weights.sum())
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

@@ -49,7 +49,9 @@ class UserMetric:
 
         try:
             value = self.function(*arguments)
-        except Exception as error:  # whatever the user's own code raises is told with its line
+        except KeyboardInterrupt:  # the user's own, at the keyboard
+            raise
+        except BaseException as error:  # whatever the user's own code raises is told with its line: `sys.exit` would end all, and pass
             line = next(
                 (frame.lineno for frame in reversed(traceback.extract_tb(error.__traceback__)) if frame.filename == str(self.path)),
                 self.line,
@@ -97,7 +99,9 @@ def _run(path: Path) -> ModuleType:
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         specification.loader.exec_module(module)
-    except Exception as error:  # whatever the user's own code raises is told with its line
+    except KeyboardInterrupt:  # the user's own, at the keyboard
+        raise
+    except BaseException as error:  # whatever the user's own code raises is told with its line: `sys.exit` would end all, and pass
         frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = frames[-1] if frames else getattr(error, "lineno", None) or 1
         raise UsageError(f"--metrics {path.name}:{line}: {type(error).__name__}: {error}") from error

@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 from ftcli.merging.numbers import Array
 from ftcli.merging.pieces import Inputs, Piece
 
+Counts = tuple[NDArray[np.uint16], NDArray[np.uint32]]
+"""Lower halves that are in a piece, and how often each is."""
 NUM_BINS = 2**15
 _SAMPLED_FROM, _SAMPLED_TO = 2**18, 2**26
 """Sizes of tensors that are worth a sample, and whose share near the threshold can be kept."""
+_CROWDED = 0.25
+"""Share of a tensor that is not kept: where so many values are near the threshold, most are equal, as in layers that were not trained."""
 _MARGIN = 0.04
 """Share of the values on each side of the sample's threshold among which the tensor's is looked for."""
 
@@ -85,7 +89,7 @@ def largest(inputs: Inputs, wanted: Sequence[tuple[Values, Sequence[int]]]) -> l
             if needed:
                 total += histogram(values(piece))
     bins = [{k: bin_of(total, k) for k in counts if 0 < k < size} for (_, counts), total in zip(wanted, totals, strict=True)]
-    halves: list[dict[int, list[NDArray[np.uint16]]]] = [{bin_index: [] for bin_index in own.values()} for own in bins]
+    halves: list[dict[int, list[Counts]]] = [{bin_index: [] for bin_index in own.values()} for own in bins]
     for piece in inputs.pieces() if any(is_needed) else ():
         for (values, _), parts in zip(wanted, halves, strict=True):
             if parts:
@@ -106,9 +110,12 @@ class _Bracket:
     k: int
     low: np.float32
     high: np.float32
+    limit: int
+    """Most values to keep."""
     num_above: int = 0
+    num_within: int = 0
     within: list[Array] = field(default_factory=list)
-    """Of each piece, the values from `low` to `high`."""
+    """Of each piece, the values from `low` to `high`; nothing when they are too many."""
 
     @classmethod
     def of(cls, sample: Array, k: int, size: int) -> _Bracket:
@@ -118,18 +125,27 @@ class _Bracket:
         """
         place, margin = (1 - k / size) * sample.size, _MARGIN * sample.size
         first, last = int(place - margin), int(place + margin) + 1
-        return cls(k, sample[first] if first > 0 else np.float32(0), sample[last] if last < sample.size else np.float32(np.inf))
+        low = sample[first] if first > 0 else np.float32(0)
+        high = sample[last] if last < sample.size else np.float32(np.inf)
+        return cls(k, low, high, int(_CROWDED * size))
 
     def add(self, values: Array) -> None:
         """The values of the next piece, ``(n,)``."""
+        if self.num_within > self.limit:
+            return
         is_above = values > self.high
         self.num_above += int(np.count_nonzero(is_above))
         is_within = values >= self.low
         is_within ^= is_above  # what is above is not below
         self.within.append(values[np.flatnonzero(is_within)])
+        self.num_within += self.within[-1].size
+        if self.num_within > self.limit:
+            self.within.clear()
 
     def largest(self) -> Largest | None:
         """None when the value is elsewhere."""
+        if self.num_within > self.limit:
+            return None
         wanted = self.k - self.num_above
         together = np.concatenate(self.within)
         if not 1 <= wanted <= together.size:
@@ -184,10 +200,12 @@ def bin_of(total: NDArray[np.int64], k: int) -> int:
     return NUM_BINS - 1 - int(np.searchsorted(np.cumsum(total[::-1]), k))
 
 
-def _add_lower_halves(values: Array, parts: dict[int, list[NDArray[np.uint16]]]) -> None:
-    """Append the lower halves of the bit patterns in each of the bins, in order."""
+def _add_lower_halves(values: Array, parts: dict[int, list[Counts]]) -> None:
+    """Append how often each lower half of a bit pattern is in each of the bins."""
     for bin_index, found in parts.items():
-        found.append(lower_halves(values, bin_index))
+        counts = np.bincount(lower_halves(values, bin_index), minlength=1)
+        present = np.flatnonzero(counts)
+        found.append((present.astype(np.uint16), counts[present].astype(np.uint32)))
 
 
 def lower_halves(values: Array, bin_index: int) -> NDArray[np.uint16]:
@@ -198,14 +216,14 @@ def lower_halves(values: Array, bin_index: int) -> NDArray[np.uint16]:
     return bits[places].astype(np.uint16)
 
 
-def _within(bin_index: int, parts: list[NDArray[np.uint16]], count: int) -> Largest:
+def _within(bin_index: int, parts: list[Counts], count: int) -> Largest:
     """The `count` largest, at least one, among those of one bin."""
     total = np.zeros(2**16, np.int64)
-    for part in parts:
-        total += np.bincount(part, minlength=2**16)
+    for present, counts in parts:
+        total[present] += counts
     threshold, wanted, _ = exact_threshold(bin_index, total, count)
     low = int(threshold.view(np.uint32)) & 0xFFFF
-    return _last_of([int(np.count_nonzero(part == low)) for part in parts], wanted, threshold)
+    return _last_of([int(counts[present == low].sum()) for present, counts in parts], wanted, threshold)
 
 
 def exact_threshold(bin_index: int, counts: NDArray[np.int64], count: int) -> tuple[np.float32, int, int]:

@@ -112,7 +112,10 @@ def _draw_line(axes: Axes, line: Line) -> None:
     colour = INK if line.colour is None else COLOURS[line.colour % len(COLOURS)]
     steps, values = [step for step, _ in line.points], [value for _, value in line.points]
     if line.kind == "evaluation":
-        axes.plot(steps, values, color=colour, linewidth=1.3, linestyle=(0, (4, 2)), marker="o", markersize=4, label=shortened(line.label))
+        axes.plot(
+            *(steps, values), color=colour, linewidth=1.3, linestyle=(0, (4, 2)), marker="o", markersize=4, label=shortened(line.label),
+            clip_on=False,  # a point on the edge is seen whole
+        )  # fmt: skip
         return
     if len(values) >= SMOOTH_FROM_POINTS:
         axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
@@ -128,7 +131,8 @@ def _scale(axes: Axes, from_zero: bool) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter("")
     elif from_zero and smallest >= 0:
-        axes.set_ylim(bottom=0)
+        # Above the highest point is room for its marker, even where all points are high and near each other.
+        axes.set_ylim(0, 1.05 * largest if largest > 0 else None)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:.3g}")
 
 

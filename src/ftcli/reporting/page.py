@@ -123,7 +123,8 @@ p.lead { font-size: 1.08rem; }
 .state { display: inline-block; font-size: .8rem; font-weight: 600; padding: .1rem .6rem; border-radius: 1rem; border: 1px solid;
   vertical-align: middle; }
 .good { color: var(--good); } .bad { color: var(--bad); }
-.scroll { overflow-x: auto; margin: .5rem 0 1rem; }
+.scroll { overflow-x: auto; margin: .5rem 0 1rem; background: linear-gradient(to left, var(--paper) 40%, transparent) 100% 0 / 2rem 100%
+  no-repeat local, linear-gradient(to left, var(--line), transparent) 100% 0 / .8rem 100% no-repeat scroll; }
 .scroll:focus-visible, summary:focus-visible { outline: 2px solid var(--mark); outline-offset: 2px; }
 table { border-collapse: collapse; min-width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
 caption { text-align: left; color: var(--soft); font-size: .85rem; padding-bottom: .2rem; }
@@ -141,6 +142,8 @@ svg { width: 100%; height: auto; display: block; }
 .beside { border: 1px solid var(--line); border-radius: .4rem; padding: .4rem .9rem .8rem; margin: .75rem 0; }
 .beside h3, .beside h4 { color: var(--soft); font-size: .82rem; margin: .5rem 0 .1rem; font-weight: 600; }
 li { margin: .2rem 0; overflow-wrap: anywhere; }
+@media (max-width: 30rem) { table { font-size: .8rem; } th, td { padding-right: .45rem; min-width: 0; }
+  thead th, caption { font-size: .76rem; } th:last-child, td:last-child { padding-right: 0; } }
 @media (min-width: 46rem) {
   .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; }
   .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .5rem 1.5rem; }

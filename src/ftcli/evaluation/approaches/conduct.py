@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from ftcli.errors import InterruptedRun
 from ftcli.evaluation.approaches.recipe import Approach, Comparison, FewShot, FineTuning, Prompting, Retrieval
 from ftcli.evaluation.approaches.train import train_approach
-from ftcli.evaluation.evaluate import Evaluated, evaluate, fingerprint, open_subject
+from ftcli.evaluation.evaluate import Evaluated, evaluate, open_subject
+from ftcli.evaluation.fingerprint import fingerprint
 from ftcli.evaluation.measurement import main_figure
 from ftcli.evaluation.tasks.generation import Generation
 from ftcli.evaluation.tasks.shots import Shots

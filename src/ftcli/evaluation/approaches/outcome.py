@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ftcli.evaluation.approaches.recipe import Comparison, FewShot, FineTuning, Prompting, Retrieval
 from ftcli.evaluation.approaches.verdict import LEVEL, Approach, Pair, Verdict, compare_pairs, judge
 from ftcli.evaluation.measurement import main_figure
-from ftcli.evaluation.statistics import compare, holm
+from ftcli.evaluation.statistics import holm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,9 +159,7 @@ def _retained(comparison: Comparison, solved: Sequence[Solved], base: dict[str, 
 
 
 def _change(before: Figure, after: Figure) -> dict[str, Any]:
-    found = None
-    if before.values is not None and after.values is not None and len(before.values) == len(after.values):
-        found = compare(after.values, before.values)
+    found = after.against(before)
     moved = after.interval.value - before.interval.value
     return {
         "before": before.to_json(),

@@ -8,10 +8,10 @@ rows. A gain counts where Holm's adjusted p is below 0.05; everything else is sa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from ftcli.evaluation.statistics import Comparison, Interval, compare, holm
+from ftcli.evaluation.statistics import Comparison, Interval, holm
 from ftcli.evaluation.tasks.task import Figure
 
 Finding = Literal["form", "facts", "both", "neither", "open"]
@@ -117,15 +117,18 @@ def compare_pairs(wanted: Sequence[tuple[Approach, Approach]]) -> list[Pair]:
 def _on_common_rows(a: Approach, b: Approach) -> Comparison | None:
     import numpy as np
 
-    if a.figure.values is None or b.figure.values is None:
-        return None
+    places = {where: place for place, where in enumerate(b.where)}
+    rows = np.array([(mine, places[where]) for mine, where in enumerate(a.where) if where in places], dtype=np.int64).reshape(-1, 2)
     sign = 1.0 if a.figure.higher_is_better else -1.0
-    mine, theirs = dict(zip(a.where, a.figure.values, strict=True)), dict(zip(b.where, b.figure.values, strict=True))
-    common = [where for where in a.where if where in theirs]
-    if not common:
-        return None
-    first, second = (np.array([float(values[where]) for where in common]) for values in (mine, theirs))
-    return compare(first, second) if sign > 0 else compare(-first, -second)
+    first, second = (
+        replace(
+            one.figure,
+            values=None if one.figure.values is None else sign * one.figure.values[chosen],
+            weights=None if one.figure.weights is None else one.figure.weights[chosen],
+        )
+        for one, chosen in ((a, rows[:, 0]), (b, rows[:, 1]))
+    )
+    return first.against(second)
 
 
 def _best(approaches: Sequence[Approach], *, is_trained: bool, looks_up: bool) -> Approach | None:

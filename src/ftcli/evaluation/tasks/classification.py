@@ -53,6 +53,15 @@ class Classification(TaskSettings):
 
     main_figure: ClassVar[str] = "accuracy"
 
+    def check_rows(self, rows: Listed, subject: Subject) -> None:
+        from ftcli.layout.model import inner_model
+        from ftcli.models.classifier import is_classifier
+
+        has_head = is_classifier(inner_model(subject.model.module))
+        for where, row in rows:
+            text_column(row, self.label, where)
+            text_column(row, self.text, where) if has_head or self.prompt is None else fill(self.prompt, row, where)
+
     def measure(self, subject: Subject) -> TaskResult:
         """Accuracy, macro- and micro-F1, calibration error and Brier score; the tables of labels, confusion and reliability beside."""
         import numpy as np
@@ -117,7 +126,7 @@ class Classification(TaskSettings):
         for part, progress in self.parts(subject, None if self.shots is not None else ROWS_AT_ONCE):
             prompts = self.prompts(part, subject.tokenizer)
             shots = before(part, prompts)
-            asked = [Continuations(shot + prompt, words) for shot, prompt in zip(shots, prompts, strict=True)]
+            asked = [Continuations(shot + prompt, words, where) for shot, prompt, (where, _) in zip(shots, prompts, part, strict=True)]
             scored = score_continuations(subject.model, subject.tokenizer, asked, batch_tokens=subject.batch_tokens, progress=progress)
             cut += scored.num_cut
             divided = [

@@ -84,8 +84,7 @@ class Code(TaskSettings):
 
         from ftcli.evaluation.sandbox import run_programs
 
-        if not subject.allow_code:
-            raise UsageError(f"task `{self.name}` runs programs that the model writes", hint="allow it with --allow-code")
+        self.require_permission(subject.allow_code)
         rows, chances, isolated, tokens = Rows(), {k: array("d") for k in self.k}, True, 0
         for part, progress in self.parts(subject, PROBLEMS_AT_ONCE):
             answers, num_tokens = self._answers(subject, self.prompts(part, subject.tokenizer), progress)
@@ -104,8 +103,26 @@ class Code(TaskSettings):
                 for k, score in scores.items():
                     chances[k].append(score)
                 rows.append(_shown(where, fill(self.prompt, row, where), own, found) | {_name(k): score for k, score in scores.items()})
-        notes = [] if isolated else ["the kernel gives no namespaces: programs ran with limits, but with the network"]
+        notes = (
+            []
+            if isolated
+            else ["the kernel refused a part of the sandbox: programs ran with limits, but may have reached files, sockets and the network"]
+        )
         return TaskResult({_name(k): mean_figure(np.array(values)) for k, values in chances.items()}, rows, notes, tokens)
+
+    def require_permission(self, allow_code: bool) -> None:
+        """Nothing, if programs may be run.
+
+        Raises:
+            UsageError: they may not.
+        """
+        if not allow_code:
+            raise UsageError(f"task `{self.name}` runs programs that the model writes", hint="allow it with --allow-code")
+
+    def check_rows(self, rows: Sequence[tuple[str, dict[str, Any]]], subject: Subject) -> None:
+        self.prompts(rows, subject.tokenizer)
+        for where, row in rows:
+            self._program(row, where, "", self._tests(row, where))
 
     def prompts(self, rows: Sequence[tuple[str, dict[str, Any]]], tokenizer: Tokenizer) -> list[str]:
         texts = [fill(self.prompt, row, where) for where, row in rows]

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from ftcli.data.formats import Format
 from ftcli.errors import DataError, Problem
 from ftcli.evaluation.answer_scores import AnswerScores, Told
-from ftcli.evaluation.rows import ROWS_AT_ONCE
+from ftcli.evaluation.rows import ROWS_AT_ONCE, in_parts
 from ftcli.evaluation.tasks.columns import texts_column
 from ftcli.evaluation.tasks.shots import Shots, before_each, embedding_of, solved_text
 from ftcli.evaluation.tasks.task import Progress, Subject, TaskResult, TaskSettings
@@ -68,6 +68,15 @@ class Generation(TaskSettings):
                 scores.add(where, row, prompt, text, self._references(row, where, reference), ended)
         notes = [f"{left} prompts leave no room for an answer: they count as wrong"] if left else []
         return TaskResult(scores.figures(), scores.rows, notes, num_tokens)
+
+    def check(self, subject: Subject) -> None:
+        settings = self.format
+        for part in in_parts(self.read_rows(), ROWS_AT_ONCE):
+            if self.variants is None and self.retrieve is None:
+                settings = settings or self._detected(part)
+                found = self._questions(part, subject.tokenizer, settings)
+                for (where, row), (_, _, reference) in zip(part, found, strict=True):
+                    self._references(row, where, reference)
 
     def _answers(self, subject: Subject, prompts: list[str], progress: Progress) -> list[Answer | None]:
         """An answer to each prompt; None where it leaves no room for one in the model's context."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -50,6 +50,10 @@ class LanguageModelling(TaskSettings):
     memory at once."""
 
     main_figure: ClassVar[str] = "bits_per_byte"
+
+    def check_rows(self, rows: Sequence[tuple[str, dict[str, Any]]], subject: Subject) -> None:
+        for where, row in rows:
+            text_column(row, self.text, where)
 
     def measure(self, subject: Subject) -> TaskResult:
         """Nats per token, perplexity and bits per byte, with bootstrap intervals over documents."""

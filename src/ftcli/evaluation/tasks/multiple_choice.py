@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator
 
 from ftcli.errors import DataError, Problem
-from ftcli.evaluation.choices import Continuations, Likelihood, score_continuations
+from ftcli.evaluation.choices import Continuations, Likelihood, check_continuations, score_continuations
 from ftcli.evaluation.rows import ROWS_AT_ONCE, Rows
 from ftcli.evaluation.tasks.columns import checked_template, column, fill, texts_column
 from ftcli.evaluation.tasks.shots import Shots, before_each, embedding_of
@@ -74,22 +74,42 @@ class MultipleChoice(TaskSettings):
         notes = [f"{num_cut} contexts lost their beginning: the model sees too few tokens"] if num_cut else []
         return TaskResult(figures, samples, notes, num_tokens)
 
+    def check_rows(self, rows: Sequence[tuple[str, dict[str, Any]]], subject: Subject) -> None:
+        prompts = self.prompts(rows, subject.tokenizer)
+        read = [(where, self._read(row, where)[0]) for where, row in rows]
+        check_continuations(
+            subject.model,
+            subject.tokenizer,
+            [
+                Continuations(prompt, tuple(self.separator + choice for choice in choices), where)
+                for prompt, (where, choices) in zip(prompts, read, strict=True)
+            ],
+        )
+
     def _asked(self, prompts: list[str], read: Sequence[tuple[str, list[str], int]], subject: Subject) -> list[Continuations]:
         """What is scored: the solved examples with the prompt, and the choices after it."""
         template = self.prompt or f"{{{self.question}}}\nAnswer:"
         solved = [prompt + self.separator + choices[answer] for prompt, (_, choices, answer) in zip(prompts, read, strict=True)]
         before = before_each(self.shots, prompts, solved, lambda rows: self._solved(rows, template), embedding_of(subject))
         return [
-            Continuations(shots + prompt, tuple(self.separator + choice for choice in choices))
-            for shots, prompt, (_, choices, _) in zip(before, prompts, read, strict=True)
+            Continuations(shots + prompt, tuple(self.separator + choice for choice in choices), where)
+            for shots, prompt, (where, choices, _) in zip(before, prompts, read, strict=True)
         ]
 
     def _ways(self) -> list[Normalise]:
         return ["none", "characters", "bytes", "tokens", *(["pmi"] if self.normalise == "pmi" else [])]  # type: ignore[list-item]
 
     def _read(self, row: dict[str, Any], where: str) -> tuple[list[str], int]:
-        """The choices of a row, and the index of the right one."""
+        """The choices of a row, and the index of the right one.
+
+        Raises:
+            DataError: there is nothing to choose between, or the answer is none of the choices.
+        """
         choices = list(self.choices) if isinstance(self.choices, tuple) else texts_column(row, self.choices, where)
+        if problem := _not_choices(choices):
+            raise DataError(
+                "a row cannot be read", [Problem(where, f"{problem}: {_listed(choices)}", "two choices or more, all different")]
+            )
         return choices, answer_index(column(row, self.answer, where), choices, where, self.answer)
 
     def prompts(self, rows: Sequence[tuple[str, dict[str, Any]]], tokenizer: Tokenizer) -> list[str]:
@@ -103,7 +123,7 @@ class MultipleChoice(TaskSettings):
 
     def _without_context(self, subject: Subject, rows: Sequence[Continuations]) -> list[list[Likelihood]]:
         """Likelihoods of the choices after no question at all."""
-        bare = [Continuations("Answer:", row.choices) for row in rows]
+        bare = [Continuations("Answer:", row.choices, row.where) for row in rows]
         return score_continuations(subject.model, subject.tokenizer, bare, batch_tokens=subject.batch_tokens).likelihoods
 
     def _chosen(
@@ -158,5 +178,20 @@ def answer_index(value: Any, choices: Sequence[str], where: str, name: str) -> i
         return ord(text.upper()) - ord("A")
     if equal:
         return equal[0]
-    listed = ", ".join(f"`{choice}`" for choice in choices[:8])
-    raise DataError("a row cannot be read", [Problem(where, f"column `{name}`: `{text}` is none of the choices", f"choices: {listed}")])
+    problem = Problem(where, f"column `{name}`: `{text}` is none of the choices", f"choices: {_listed(choices)}")
+    raise DataError("a row cannot be read", [problem])
+
+
+def _not_choices(choices: Sequence[str]) -> str | None:
+    """Why a model cannot choose between these; None where it can."""
+    bare = [choice.strip() for choice in choices]
+    if len(bare) < 2:
+        return "there is one choice alone"
+    if not all(bare):
+        return f"choice {bare.index('')} (counted from 0) is empty"
+    twice = next((choice for choice in bare if bare.count(choice) > 1), None)
+    return None if twice is None else f"the choice `{twice[:40]}` stands there twice"
+
+
+def _listed(choices: Sequence[str]) -> str:
+    return ", ".join(f"`{choice[:40]}`" for choice in choices[:8])

@@ -89,6 +89,15 @@ class Retrieval(TaskSettings):
         notes = [f"{embedder.num_cut} texts are longer than the model sees: their ends were cut"] if embedder.num_cut else []
         return TaskResult(figures, rows, notes, embedder.num_tokens)
 
+    def check(self, subject: Subject) -> None:
+        places: dict[str, int] = {}
+        for where, row in self.corpus.rows():
+            places.setdefault(text_column(row, self.document_id, where), len(places))
+            fill(self.document, row, where)
+        for where, row in self.read_rows():
+            fill(self.query, row, where)
+            _graded(row, self.relevant, where, places)
+
     def prompts(self, rows: Sequence[tuple[str, dict[str, Any]]], tokenizer: Tokenizer) -> list[str]:
         return [fill(self.query, row, where) for where, row in rows]
 

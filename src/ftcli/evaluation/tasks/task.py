@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ftcli.data.sources import Source
 from ftcli.evaluation.rows import ROWS_AT_ONCE, in_parts
-from ftcli.evaluation.statistics import Interval, bootstrap_mean, bootstrap_ratio, wilson
+from ftcli.evaluation.statistics import Comparison, Interval, bootstrap_mean, bootstrap_ratio, compare, wilson
 from ftcli.evaluation.tasks.retrieve import Retrieve
 from ftcli.evaluation.tasks.variants import Variants
 from ftcli.spec import ExpandedName, Spec
@@ -61,6 +61,23 @@ class Figure:
         if weights.sum() == 0:
             return None
         return Figure(bootstrap_ratio(values * weights, weights), values, self.higher_is_better, weights)
+
+    def against(self, other: Figure, chosen: NDArray[np.bool_] | None = None) -> Comparison | None:
+        """This figure less `other`, the same one of another model on the same rows, weighted as the two are; None where it is no mean
+        over rows, the rows are others, or none of them counts.
+
+        Args:
+            chosen: ``(n,)`` of the rows that count; the default is all.
+        """
+        if self.values is None or other.values is None or not len(self.values) == len(other.values) > 0:
+            return None
+        if (self.weights is None) != (other.weights is None):
+            return None
+        rows = slice(None) if chosen is None else chosen
+        weights = [None if one.weights is None else one.weights[rows] for one in (self, other)]
+        if len(self.values[rows]) == 0 or any(one is not None and one.sum() <= 0 for one in weights):
+            return None
+        return compare(self.values[rows], other.values[rows], a_weights=weights[0], b_weights=weights[1])
 
 
 @dataclass(slots=True)
@@ -133,6 +150,19 @@ class TaskSettings(Spec, ABC):
         Raises:
             DataError: a row cannot be read; the error names file, line and column.
         """
+
+    def check(self, subject: Subject) -> None:
+        """Read every row as `measure` will, and compute nothing: an error in the last task is not found after hours of work.
+
+        Raises:
+            DataError: a row cannot be read; the error names file, line and column.
+        """
+        for part in in_parts(self.read_rows(), ROWS_AT_ONCE):
+            if self.variants is None and self.retrieve is None:  # these write rows of their own
+                self.check_rows(part, subject)
+
+    def check_rows(self, rows: Sequence[tuple[str, dict[str, Any]]], subject: Subject) -> None:
+        """Read some rows."""
 
     def prompts(self, rows: Sequence[tuple[str, dict[str, Any]]], tokenizer: Tokenizer) -> list[str]:
         """What the model reads of each row before it answers, without solved examples; as good as can be told of any task."""

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ftcli.errors import FtcliError
 from ftcli.reporting.diagnosis.facts import Facts, mapping, number
 from ftcli.reporting.diagnosis.finding import Finding, Unjudged, Verdict
+from ftcli.reporting.found_run import RESOLVED_RECIPE
 from ftcli.reporting.rows import TURN_MARKERS
 
+if TYPE_CHECKING:
+    from ftcli.data.leakage import Hit, Text
+    from ftcli.data.settings import EvaluationSource, TrainSource
+
 LEAKED_SHARE, LEAKED_ROWS = 0.01, 5
+SMALL_FILES = 2_000_000
+"""Bytes of all data up to which rows are also looked for by their words: a few seconds."""
 CUT_SHARE = 0.05
 PROMPT_SHARE, PROMPT_WEIGHT = 0.3, 0.5
 """Of the weight of all targets; and a smaller weight a token is one that somebody chose with care."""
@@ -26,7 +37,7 @@ def leakage(facts: Facts) -> Verdict:
         if isinstance(count, int) and (count >= LEAKED_ROWS or count >= LEAKED_SHARE * sizes.get(name, 0))
     }
     if not leaked:
-        return None
+        return _given_away(facts)
     pairs = [pair for pair in audit.get("overlap") or [] if isinstance(pair, list) and len(pair) == 2]
     return Finding(
         "leakage",
@@ -44,6 +55,54 @@ def leakage(facts: Facts) -> Verdict:
             "`data.holdout` takes evaluation rows out of the training source by their content",
         ),
     )
+
+
+def _given_away(facts: Facts) -> Finding | None:
+    """Rows that training rows hold word for word, in other case or punctuation or in the midst of a longer text, where the data is small
+    and still where it was."""
+    from ftcli.data.leakage import find_given_away
+    from ftcli.recipe.load import load_recipe
+
+    found: dict[str, tuple[list[Hit], int]] = {}
+    try:
+        data = load_recipe(facts.run.path / RESOLVED_RECIPE).recipe.data
+        entries: list[TrainSource | EvaluationSource] = [*data.train, *data.evaluation]
+        if sum(_size(entry) for entry in entries) > SMALL_FILES:
+            return None
+        learnt = [text for entry in data.train for text in _texts(entry)]
+        for entry in data.evaluation:
+            held_out = _texts(entry)
+            found[entry.name or entry.source.label()] = find_given_away(learnt, held_out), len(held_out)
+    except (FtcliError, OSError):
+        return None  # the rows are not there any more, and no figure of the run needs them
+    leaked = {name: both for name, both in found.items() if len(both[0]) >= max(LEAKED_ROWS, LEAKED_SHARE * both[1])}
+    if not leaked:
+        return None
+    return Finding(
+        "leakage",
+        "rows that the model is measured on stand in the training data, written otherwise: the figures are better than the model",
+        (
+            *(f"{len(hits)} of {size} rows of `{name}` are trained on, word for word" for name, (hits, size) in leaked.items()),
+            *(f"{hit.where} is in {hit.other} ({hit.kind})" for hits, _ in leaked.values() for hit in hits[:2]),
+        ),
+        ("take these rows out of the training file, and train again", "`ftcli data audit` lists them all"),
+    )
+
+
+def _size(entry: TrainSource | EvaluationSource) -> float:
+    """Bytes of a source of local files; of others nobody knows, and reading them may mean to download them."""
+    from ftcli.data.sources.builtin import Builtin
+    from ftcli.data.sources.file import File
+
+    if isinstance(entry.source, Builtin):
+        return 0
+    return sum(Path(path).stat().st_size for path in entry.source.files()) if isinstance(entry.source, File) else float("inf")
+
+
+def _texts(entry: TrainSource | EvaluationSource) -> Sequence[Text]:
+    from ftcli.data.leakage import read_text
+
+    return [read_text(row, where) for where, row in islice(entry.source.rows(), entry.limit)]
 
 
 def truncation(facts: Facts) -> Verdict:

@@ -12,7 +12,9 @@ GAP_RATIO, LEAST_GAP, GAP_REPEATS = 0.3, 0.5, 3.0
 PLATEAU, POOR_SHARE, POOR_NATS, PLATEAU_REPEATS = 0.03, 0.5, 0.3, 2.0
 """A loss that moves less than this share in its last third, and is still this share of the first one and so many nats."""
 STILL_FALLING, LEAST_FALL = 0.1, 0.2
-"""A loss that falls by this share, and by so many nats, in its last quarter."""
+"""A loss that falls by this share, and by so many nats, in its last quarter; of a few logged steps, from one to the next."""
+FEW_STEPS = 10
+"""Where only the first and the last step were logged, a run of so many steps or fewer is a short one."""
 
 
 def overfitting(facts: Facts) -> Verdict:
@@ -86,10 +88,14 @@ def underfitting(facts: Facts) -> Verdict:
 
 def too_few_steps(facts: Facts) -> Verdict:
     """The loss was still falling when the run ended."""
-    if not facts.has_curve:
-        return Unjudged("too few steps were logged for a curve")
+    if len(facts.losses) < 2 or (len(facts.losses) == 2 and facts.run.step > FEW_STEPS):
+        return Unjudged("too few steps were logged to see whether the loss was falling")
     # Where the schedule ends near 0 the last steps hardly move: the last quarter is compared with the one before it.
     before, last = mean(facts.part(0.5, 0.75)), mean(facts.part(0.75, 1.0))
+    where = "in the third quarter, {last} in the last,"
+    if len(facts.losses) < 4:
+        (earlier, before), (_, last) = facts.losses[-2:]
+        where = f"at step {earlier}, {{last}}"
     falls = before - last > max(STILL_FALLING * before, LEAST_FALL) and last < facts.start
     if not falls or (facts.lr_ratio or 1.0) < 0.1:
         return None
@@ -97,6 +103,6 @@ def too_few_steps(facts: Facts) -> Verdict:
     return Finding(
         "too few steps",
         "the run ended while its loss was falling fast",
-        (f"training loss {before:.4f} in the third quarter, {last:.4f} in the last, after {facts.run.step} steps", repeats),
+        (f"training loss {before:.4f} {where.format(last=f'{last:.4f}')} after {facts.run.step} steps", repeats),
         ("more train.epochs or train.steps", "a higher train.lr, if the time is limited"),
     )

@@ -13,6 +13,9 @@ def forgetting(facts: Facts) -> Verdict:
     """The loss on retained text has risen."""
     retained = [name for name, role in facts.roles.items() if role == "retained"]
     both = {name: found for name in retained if len(found := facts.evaluations(name)) > 1 and found[0][0] == 0}
+    if not both and retained:
+        # A run that was stopped has measured them before its first step alone.
+        return Unjudged("the retained sources were not measured both before and after training")
     if not both:
         return Unjudged("no evaluation source has role: retained")
     worse = {name: found for name, found in both.items() if found[-1][1] > WORSE * found[0][1] and found[-1][1] - found[0][1] > LEAST_NATS}

@@ -7,6 +7,9 @@ from ftcli.reporting.diagnosis.finding import Finding, Unjudged, Verdict
 
 PEAK_RATIO, END_RATIO, REBOUND_RATIO, LEAST_NATS = 1.5, 1.1, 2.0, 0.3
 """Against the first loss: a peak, an end; against the lowest stretch: a rise again; each by at least so many nats."""
+FIRST_STEPS = 3
+COLLAPSE_RATIO, COLLAPSE_NATS, FAST = 4.0, 2.0, 3.0
+"""What a retained loss grows by when the model comes apart, as a factor and in nats, at so many times the default rate."""
 LOW_RATIO, SMALL_DROP = 0.1, 0.15
 """Of the method's default rate; of the first loss."""
 DEAD_NATS = 1e-4
@@ -18,17 +21,21 @@ def rate_too_high(facts: Facts) -> Verdict:
     if not facts.losses:
         return Unjudged("no step was logged")
     # A rate that is right may take most of the loss away in three steps: what comes later is held against the highest of them.
-    start, last = max(value for _, value in facts.losses[:3]), facts.end
+    start = max(value for step, value in facts.losses if step < facts.losses[0][0] + FIRST_STEPS)
+    last, is_fast = facts.end, facts.lr_ratio is not None and facts.lr_ratio >= FAST
     peak_step, peak = max(facts.losses, key=lambda point: point[1])
     reasons = []
     if peak > PEAK_RATIO * start and peak - start > LEAST_NATS:
         reasons.append(f"training loss {start:.4f} at the start, up to {peak:.4f} at step {peak_step}")
-    if last > END_RATIO * start and last - start > LEAST_NATS:
+    # Two or three logged steps may be of hard rows: then the rate has to be unusual, too.
+    if last > END_RATIO * start and last - start > LEAST_NATS and (facts.has_curve or is_fast or last > PEAK_RATIO * start):
         reasons.append(f"training loss {start:.4f} at the start, {last:.4f} at the end")
     if facts.has_curve:
         low = min(mean(facts.part(share / 8, (share + 1) / 8)) for share in range(8))
         if last > REBOUND_RATIO * low and last - low > LEAST_NATS:
             reasons.append(f"training loss down to {low:.4f}, and up again to {last:.4f}")
+    if is_fast:
+        reasons += _collapsed(facts)
     if facts.run.state == "failed" and len(facts.losses) > 1 and facts.losses[-1][1] > PEAK_RATIO * start:
         reasons.append("the run failed while its loss rose")
     if not reasons:
@@ -42,6 +49,22 @@ def rate_too_high(facts: Facts) -> Verdict:
         advice += ["no train.lr at all: the method has a default for this width"] if facts.lr_ratio > 2 else []
     advice += ["a longer warm-up (train.schedule.warmup_ratio)", "a smaller train.max_grad_norm"]
     return Finding("rate too high", "the learning rate is too high: the loss goes up instead of down", tuple(reasons), tuple(advice))
+
+
+def _collapsed(facts: Facts) -> list[str]:
+    """Retained text that has become strange to the model, which less than a collapse does not do; and all held-out losses higher."""
+    found = {name: both for name in facts.roles if len(both := facts.evaluations(name)) > 1 and both[0][0] == 0}
+    ends = {name: (both[0][1], both[-1][1]) for name, both in found.items()}
+    rise = {name: (first, last) for name, (first, last) in ends.items() if last > END_RATIO * first and last - first > LEAST_NATS}
+    reasons = [
+        f"loss on `{name}`: {first:.4f} before, {last:.4f} at the end: more is lost than what new rows put in its place"
+        for name, (first, last) in rise.items()
+        if facts.roles[name] == "retained" and last > COLLAPSE_RATIO * first and last - first > COLLAPSE_NATS
+    ]
+    if len(rise) == len(ends) > 1 and not reasons:
+        told = ", ".join(f"`{name}` {first:.4f} to {last:.4f}" for name, (first, last) in rise.items())
+        reasons.append(f"every held-out loss has risen: {told}")
+    return reasons
 
 
 def rate_too_low(facts: Facts) -> Verdict:

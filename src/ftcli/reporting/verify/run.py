@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import FtcliError
-from ftcli.reporting.found_run import FoundRun, read_run
+from ftcli.reporting.found_run import MANIFEST, FoundRun, read_run
 from ftcli.reporting.verify.replay import Replay, judged, replay_files, skipped
 
 if TYPE_CHECKING:
@@ -113,6 +113,10 @@ def verify_run(path: Path, device: str = "auto") -> list[Replay]:
     from ftcli.models.quiet import quiet_libraries
 
     run = OpenedRun(path, device)
+    damaged = [what for what in run.found.damage if what.startswith(MANIFEST)]
+    if damaged:
+        # Nothing of it was written by anyone: to hold data and order against it would only say that they are others.
+        return [Replay("manifest", "fails", f"{damaged[0]}: there is nothing to hold this run against")]
     replays = replay_files(path, run.manifest.get("files"), _artefact_name(run))
     with quiet_libraries():
         for name, replay in REPLAYS.items():
@@ -145,7 +149,9 @@ def _is_finished(run: OpenedRun) -> Replay:
 def _data(run: OpenedRun) -> Replay:
     from ftcli.training.manifest import fingerprints
 
-    recorded = run.manifest.get("hashes", {})
+    recorded = run.manifest.get("hashes")
+    if not isinstance(recorded, dict) or not recorded:
+        return skipped("data", "the manifest has no hashes of tokenizer and sources")
     try:
         found = fingerprints(run.data)
     except FtcliError as error:
@@ -154,9 +160,14 @@ def _data(run: OpenedRun) -> Replay:
     detail = (
         f"{len(found)} hashes of tokenizer and sources are as they were"
         if not changed
-        else f"{', '.join(changed)}: not what was trained on"
+        else "; ".join(_told_apart(name, name in recorded) for name in changed)
     )
     return judged("data", not changed, detail)
+
+
+def _told_apart(name: str, is_recorded: bool) -> str:
+    """What is wrong with one hash of the data."""
+    return f"{name} has changed since it was trained on" if is_recorded else f"the manifest has no hash of {name}"
 
 
 def _order(run: OpenedRun) -> Replay:
