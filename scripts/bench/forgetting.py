@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from methods import label
+
 SEEDS = (17, 18, 19)
 RATES = (1.0, 0.33, 3.0)
 BLOCK, BATCH = 256, 8
@@ -255,6 +257,7 @@ def plot(folder: Path, names: list[str], path: Path) -> None:
 
     panels = [(world, list(results(world, folder))) for world in names]
     panels = [(world, rows) for world, rows in panels if rows]
+    labelled: list[tuple[Any, list[tuple[float, float, str]]]] = []
     figure, axes = pyplot.subplots(1, max(1, len(panels)), figsize=(6.4 * max(1, len(panels)), 5.4), squeeze=False)
     for axis, (world, rows) in zip(axes[0], panels, strict=False):
         points = [
@@ -263,12 +266,14 @@ def plot(folder: Path, names: list[str], path: Path) -> None:
         ]
         for x, y, row in points:
             axis.plot(x, y, "o", markersize=4, color="#3366aa" if "+" not in row and " on " not in row else "#cc5522")
-            axis.annotate(row, (x, y), fontsize=6.5, xytext=(4, 3), textcoords="offset points")
         front = sorted((x, y) for x, y, _ in points if not any(a <= x and b <= y and (a, b) != (x, y) for a, b, _ in points))
         axis.plot(*zip(*front, strict=True), color="#999999", linewidth=0.8)
         axis.set(xlabel="bits per byte, new text", ylabel="bits per byte, retained stories", title=world, yscale="log")
         axis.grid(alpha=0.25)
+        labelled.append((axis, points))
     figure.tight_layout()
+    for axis, points in labelled:
+        label(axis, points)
     figure.savefig(path, metadata={"Date": None})
 
 
