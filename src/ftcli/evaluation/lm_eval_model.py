@@ -18,7 +18,7 @@ from ftcli.models.generate import context_length, generate, prompt_ids
 MAX_NEW_TOKENS, MAX_LENGTH = 256, 2048
 
 
-class FtcliLM(LM):  # type: ignore[misc]
+class FtcliLM(LM):  # type: ignore[misc]  # the harness has no types
     """The model under evaluation, in memory. Contexts that several requests have in common are computed once.
 
     Texts are encoded as the harness's own Hugging Face model encodes them. Where `loglikelihood_rolling` cuts a text that is longer

@@ -113,7 +113,7 @@ class BottleneckSettings(MethodSettings):
         from ftcli.methods.class_head import refuse_class_head
         from ftcli.models.quiet import quiet_libraries
 
-        refuse_class_head(model, self.kind)  # type: ignore[attr-defined]
+        refuse_class_head(model, self.kind)  # type: ignore[attr-defined]  # each kind declares its own
         with quiet_libraries():
             from peft import get_peft_model
 

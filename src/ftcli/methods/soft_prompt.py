@@ -65,7 +65,7 @@ class SoftPrompt(MethodSettings):
         from ftcli.methods.class_head import refuse_class_head
         from ftcli.models.quiet import quiet_libraries
 
-        refuse_class_head(model, self.kind)  # type: ignore[attr-defined]
+        refuse_class_head(model, self.kind)  # type: ignore[attr-defined]  # each kind declares its own
         with quiet_libraries(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
             module = _with_adapters(model, {name: self.peft_config(model) for name in self.member_names})

@@ -64,7 +64,7 @@ def add_rows(model: PreTrainedModel, spec: Model, tokenizer: Tokenizer) -> None:
             for weight in (module.weight, getattr(module, "bias", None)):
                 if weight is not None:
                     _fill(weight, first, pieces)
-    model.ftcli_first_added = first  # type: ignore[assignment]
+    model.ftcli_first_added = first  # type: ignore[assignment]  # modules take tensors and modules by their types
     difference = _difference(model, before, first)
     how = "the mean of all tokens" if settings.start == "mean" else "the mean of their pieces"
     detail = f"{len(texts)} new tokens, {first} to {first + len(texts) - 1}, begin at {how}; "

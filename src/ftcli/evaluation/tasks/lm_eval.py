@@ -55,7 +55,7 @@ class LmEval(TaskSettings):
     """
 
     kind: Literal["lm-eval"]
-    source: TaskFolder = TaskFolder()  # type: ignore[assignment]
+    source: TaskFolder = TaskFolder()  # type: ignore[assignment]  # narrower than every task's source
     """Where task files are."""
     task: str
     """The harness's name of the task."""
