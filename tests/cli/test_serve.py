@@ -243,12 +243,12 @@ def test_a_stream_counts_and_ends_like_the_whole_answer(asked: dict[str, Any], s
 def test_usage_counts_the_tokens_that_were_made(folders: Path, ask: Any) -> None:
     """Half a character is a token of its own, and another text when it is encoded again."""
     from ftcli.exporting.open_target import open_target
-    from ftcli.models.generate import generate
+    from ftcli.models.generate import Sampling, generate
 
     loaded = open_target(str(folders / "base"))
-    options = {"temperature": 1.5, "seed": 3}
+    options: dict[str, Any] = {"temperature": 1.5, "seed": 3}
     for prompt in ("Once", "\u00e9", "12"):
-        expected = generate(loaded.model, loaded.tokenizer, [prompt], max_new_tokens=20, **options)[0]
+        expected = generate(loaded.model, loaded.tokenizer, [prompt], max_new_tokens=20, sampling=Sampling(**options))[0]
         request = {"model": "base", "prompt": prompt, "max_tokens": 20, **options}
         _, text = ask("/v1/completions", {**request, "stream": True, "stream_options": {"include_usage": True}})
         assert events(text)[-1]["usage"]["completion_tokens"] == len(expected.tokens)

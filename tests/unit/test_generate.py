@@ -12,7 +12,7 @@ from tests.tiny_chat_model import CONTEXT, write_tiny_chat_model
 from ftcli.errors import RequestError
 from ftcli.layout.attention import FOREST_ATTENTION, register_forest_attention
 from ftcli.models.conversation import Conversation
-from ftcli.models.generate import PieceDecoder, generate, ordinary_attention, prompt_ids, stream
+from ftcli.models.generate import PieceDecoder, Sampling, generate, ordinary_attention, prompt_ids, stream
 from ftcli.models.tokenizer import Tokenizer, load_tokenizer
 
 PROMPTS = ["a", "Once upon a time there was", "the dog", "", "héllo wörld", "x" * 30]
@@ -108,16 +108,31 @@ def test_no_prompts_have_no_answers(model: Any, tokenizer: Tokenizer) -> None:
 
 def test_the_same_seed_gives_the_same_samples_and_leaves_the_random_state(model: Any, tokenizer: Tokenizer) -> None:
     state = torch.get_rng_state()
-    options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.5}
-    first, again, other = (generate(model, tokenizer, PROMPTS, seed=seed, **options) for seed in (1, 1, 2))
+    first, again, other = (generate(model, tokenizer, PROMPTS, max_new_tokens=12, sampling=Sampling(1.5, seed=seed)) for seed in (1, 1, 2))
     assert first == again != other
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_top_k_of_one_is_greedy(model: Any, tokenizer: Tokenizer) -> None:
     greedy = generate(model, tokenizer, PROMPTS, max_new_tokens=6)
-    assert generate(model, tokenizer, PROMPTS, max_new_tokens=6, temperature=2.0, top_k=1) == greedy
-    assert generate(model, tokenizer, PROMPTS, max_new_tokens=6, temperature=2.0, top_p=1e-6) == greedy
+    assert generate(model, tokenizer, PROMPTS, max_new_tokens=6, sampling=Sampling(2.0, top_k=1)) == greedy
+    assert generate(model, tokenizer, PROMPTS, max_new_tokens=6, sampling=Sampling(2.0, top_p=1e-6)) == greedy
+
+
+def test_a_stop_text_ends_an_answer_and_the_work_on_it(model: Any, tokenizer: Tokenizer) -> None:
+    whole = generate(model, tokenizer, PROMPTS, max_new_tokens=30)
+    shortest = min((answer for answer in whole if not answer.stopped), key=lambda answer: len(answer.text))
+    stop = shortest.text[4:6]
+    passes: list[int] = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    answers = generate(model, tokenizer, PROMPTS, max_new_tokens=30, stop=["", "not there", stop], batch_size=1)
+    num_passes = len(passes)
+    together = generate(model, tokenizer, PROMPTS, max_new_tokens=30, stop=[stop])
+    for found, batched, full in zip(answers, together, whole, strict=True):
+        assert found.text == batched.text == full.text.split(stop)[0]
+        assert found.stopped is (full.stopped or stop in full.text)
+        assert found.tokens == full.tokens[: len(found.tokens)]
+    assert num_passes <= sum(len(answer.tokens) + 1 for answer in answers) < sum(len(answer.tokens) for answer in whole)
 
 
 def test_a_models_own_generation_settings_do_not_change_the_answer(model: Any, tokenizer: Tokenizer) -> None:

@@ -26,10 +26,10 @@ def chat(
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, mps; auto takes an accelerator where there is one.")] = "auto",
 ) -> None:
     """Talk with a run or a model. Ctrl-C stops an answer, Ctrl-D leaves; piped lines are turns, too."""
-    from ftcli.cli.generate import sampling_options
+    from ftcli.cli.generate import asked_sampling
     from ftcli.errors import UsageError
 
-    options = {"max_new_tokens": max_new_tokens, "seed": seed, **sampling_options(temperature, top_p, top_k)}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": asked_sampling(temperature, top_p, top_k, seed)}
     from ftcli.exporting.open_target import open_target
     from ftcli.models.conversation import Conversation
 

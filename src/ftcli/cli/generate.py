@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ftcli.exporting.open_target import Loaded, LoadedAdapters
-    from ftcli.models.generate import Answer
+    from ftcli.models.generate import Answer, Sampling
     from ftcli.models.prompts import Prompt
 
 
@@ -39,9 +39,8 @@ def generate(
     """Answer prompts with a run or a model; a single answer is printed while it is made."""
     from ftcli.models.prompts import render_prompt
 
-    sampling = sampling_options(temperature, top_p, top_k)
     prompts = _prompts(prompt, prompt_file)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, **sampling}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": asked_sampling(temperature, top_p, top_k, seed)}
     if adapter:
         folders = _named_folders(adapter)
         chosen = _chosen(prompts, folders, use)
@@ -117,8 +116,8 @@ def _require_no_choice(prompts: list[Prompt], use: str | None) -> None:
         raise UsageError(f"{what}, and none is given", hint="--adapter NAME=DIR")
 
 
-def sampling_options(temperature: float, top_p: float | None, top_k: int | None) -> dict[str, Any]:
-    """The options that the generating functions take.
+def asked_sampling(temperature: float, top_p: float | None, top_k: int | None, seed: int) -> Sampling:
+    """What the options of a command ask for.
 
     Raises:
         UsageError: an option has no effect, or is out of range.
@@ -126,6 +125,7 @@ def sampling_options(temperature: float, top_p: float | None, top_k: int | None)
     import math
 
     from ftcli.errors import UsageError
+    from ftcli.models.generate import Sampling
 
     if not math.isfinite(temperature):
         raise UsageError(f"--temperature {temperature}: not a finite number")
@@ -134,7 +134,7 @@ def sampling_options(temperature: float, top_p: float | None, top_k: int | None)
     if temperature == 0 and (top_p is not None or top_k is not None):
         option = "--top-p" if top_p is not None else "--top-k"
         raise UsageError(f"{option} needs a --temperature above 0", hint="--temperature 0.8")
-    return {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    return Sampling(temperature, top_p, top_k, seed)
 
 
 def write_stream(pieces: Iterator[str]) -> str:

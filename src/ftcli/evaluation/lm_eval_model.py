@@ -13,7 +13,7 @@ from ftcli.data.tree import SPAN, path_tree
 from ftcli.evaluation.choices import Continuations, score_continuations
 from ftcli.evaluation.tasks.language_modelling import windows
 from ftcli.evaluation.tasks.task import Subject
-from ftcli.models.generate import context_length, generate, prompt_ids
+from ftcli.models.generate import GREEDY, Sampling, context_length, generate, prompt_ids
 
 MAX_NEW_TOKENS, MAX_LENGTH = 256, 2048
 
@@ -100,26 +100,22 @@ class FtcliLM(LM):  # type: ignore[misc]  # the harness has no types
         until = settings.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
         most = int(settings.get("max_gen_toks", MAX_NEW_TOKENS))
-        samples = bool(settings.get("do_sample", False))
+        sampling = GREEDY
+        if settings.get("do_sample", False):
+            sampling = Sampling(float(settings.get("temperature", 1.0)), settings.get("top_p"), settings.get("top_k"))
         answers = generate(
             subject.model.module,
             subject.tokenizer,
             [self._shortened(context, most) for context, _ in asked],
             max_new_tokens=most,
-            temperature=float(settings.get("temperature", 1.0)) if samples else 0.0,
-            top_p=settings.get("top_p") if samples else None,
-            top_k=settings.get("top_k") if samples else None,
+            sampling=sampling,
+            stop=stops,
             progress=Told(subject.progress),
         )
         self.num_tokens += sum(len(answer.tokens) for answer in answers)
-        return [_cut(answer.text, stops) for answer in answers]
+        return [answer.text for answer in answers]
 
     def _shortened(self, context: str, most: int) -> str:
         """The end of a context that would leave no room for `most` tokens."""
         tokens, room = prompt_ids(self._subject.tokenizer, context), max(1, self._limit - most)
         return context if len(tokens) <= room else self._subject.tokenizer.decode(tokens[-room:])
-
-
-def _cut(text: str, stops: Sequence[str]) -> str:
-    ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text

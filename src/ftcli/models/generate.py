@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import GenerationConfig, PreTrainedModel
 
+    from ftcli.models.prompted import LogProbRecorder
     from ftcli.models.tokenizer import Tokenizer
 
 BATCH_SIZE = 64
@@ -39,6 +40,22 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """0, and what is nearly 0, takes the likeliest token each time."""
+    top_p: float | None = None
+    """Samples from the likeliest tokens that hold this share of the probability."""
+    top_k: int | None = None
+    """Samples from so many of the likeliest tokens."""
+    seed: int = 0
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a model wrote after one prompt."""
 
@@ -47,7 +64,7 @@ class Answer:
     tokens: tuple[int, ...]
     """Its token ids, without the one that ended it."""
     stopped: bool
-    """Whether the model ended it; False where it was cut at `max_new_tokens` or the end of the context."""
+    """Whether the model ended it, by a token or a stop text; False where it was cut at `max_new_tokens` or the end of the context."""
     log_prob: float | None = None
     """In nats, summed over its tokens and the one that ended it; only an ensemble, which votes, keeps it."""
 
@@ -69,10 +86,8 @@ def generate(
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    seed: int = 0,
+    sampling: Sampling = GREEDY,
+    stop: Sequence[str] = (),
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> list[Answer]:
@@ -81,16 +96,14 @@ def generate(
     Args:
         model: a transformers model, or a PEFT model around one; left in the attention and the mode it was in.
         prompts: text as it is to be continued, with whatever a chat template adds.
-        temperature: 0, and what is nearly 0, takes the likeliest token each time.
-        top_p: samples from the likeliest tokens that hold this share of the probability.
-        top_k: samples from so many of the likeliest tokens.
-        seed: the same seed, prompts and batch size give the same samples.
+        sampling: the same one, prompts and batch size give the same answers.
+        stop: an answer ends before the first of these texts in it; a batch in which every answer has ended is not gone on with.
 
     Raises:
         RequestError: a prompt is empty, or leaves no room for an answer in the model's context.
     """
-    options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
-    groups = member_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress, **options)
+    options: dict[str, Any] = {"sampling": sampling, "stop": stop, "batch_size": batch_size, "progress": progress}
+    groups = member_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, **options)
     return [elected(group) for group in groups]
 
 
@@ -105,10 +118,8 @@ def member_answers(
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    seed: int = 0,
+    sampling: Sampling = GREEDY,
+    stop: Sequence[str] = (),
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> list[list[Answer]]:
@@ -127,22 +138,21 @@ def member_answers(
     answers: list[list[Answer]] = [[] for _ in prompts]
     done = 0
     with ordinary_attention(model), torch.inference_mode(), torch.random.fork_rng(devices=_cuda_devices(model)):
-        torch.manual_seed(seed)
+        torch.manual_seed(sampling.seed)
         lengths = [len(ids) for ids in encoded]
         is_strict = _padding_matters(model, max((n + r for n, r in zip(lengths, room, strict=True)), default=0))
         for batch in _batches(lengths, room, max(1, batch_size // num_members), of_one_length=is_strict):
-            settings = _generation_config(tokenizer, room[batch[0]], temperature, top_p, top_k)
+            settings = _generation_config(tokenizer, room[batch[0]], sampling)
             recorder = LogProbRecorder() if num_members > 1 else None
-            options = {} if recorder is None else {"logits_processor": [recorder]}
+            texts = _StopTexts(tokenizer, stop) if stop else None
+            listeners = {"logits_processor": recorder, "stopping_criteria": texts}
+            options = {name: [listener] for name, listener in listeners.items() if listener is not None}
             rows = _continue(model, [encoded[index] for index in batch], settings, **options)
-            for position, new in enumerate(rows):
+            for position, padded in enumerate(rows):
                 index = batch[position // num_members]
-                answer = _answer(tokenizer, encoded[index], new)
-                answers[index].append(
-                    answer
-                    if recorder is None
-                    else replace(answer, log_prob=recorder.log_prob(position, new[: len(answer.tokens) + int(answer.stopped)]))
-                )
+                new = padded if texts is None else padded[: texts.ends.get(position)]
+                answer = _answer(tokenizer, encoded[index], new, stop)
+                answers[index].append(answer if recorder is None else replace(answer, log_prob=_log_prob(recorder, position, answer, new)))
             done += len(batch)
             if progress is not None:
                 progress.update(done, len(prompts), "generating answers")
@@ -169,17 +179,13 @@ def stream(
     prompt: str,
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    seed: int = 0,
+    sampling: Sampling = GREEDY,
 ) -> Iterator[str]:
     """The answer to one prompt in pieces of whole characters, as soon as they are certain; together, the text of `generate`.
 
     Closing the iterator ends the work before the next token. The arguments are those of `generate`.
     """
-    choice: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
-    with closing(stream_pieces(model, tokenizer, prompt, max_new_tokens=max_new_tokens, **choice)) as pieces:
+    with closing(stream_pieces(model, tokenizer, prompt, max_new_tokens=max_new_tokens, sampling=sampling)) as pieces:
         yield from (piece.text for piece in pieces if piece.text)
 
 
@@ -189,10 +195,7 @@ def stream_pieces(
     prompt: str,
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    seed: int = 0,
+    sampling: Sampling = GREEDY,
 ) -> Generator[Piece]:
     """`stream` with a count of tokens. The last piece, perhaps without text, counts all and says whether the model ended the answer.
 
@@ -201,15 +204,14 @@ def stream_pieces(
     from ftcli.layout.virtual import soft_prompt_members
 
     if len(soft_prompt_members(model)) > 1:
-        choice: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
-        answer = generate(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, **choice)[0]
+        answer = generate(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, sampling=sampling)[0]
         yield Piece(answer.text, len(answer.tokens), answer.stopped)
         return
     ids = prompt_ids(tokenizer, prompt)
-    settings = _generation_config(tokenizer, _room_for_answer(model, ids, max_new_tokens, "prompt"), temperature, top_p, top_k)
+    settings = _generation_config(tokenizer, _room_for_answer(model, ids, max_new_tokens, "prompt"), sampling)
     pieces = PieceDecoder(tokenizer, ids)
     num_tokens, stopped = 0, False
-    with closing(_token_stream(model, ids, settings, seed)) as tokens:
+    with closing(_token_stream(model, ids, settings, sampling.seed)) as tokens:
         for token in tokens:
             if token in tokenizer.stop_ids:
                 stopped = True
@@ -339,20 +341,19 @@ def _batches(lengths: Sequence[int], room: Sequence[int], batch_size: int, of_on
         yield batch
 
 
-def _generation_config(
-    tokenizer: Tokenizer, max_new_tokens: int, temperature: float, top_p: float | None, top_k: int | None
-) -> GenerationConfig:
+def _generation_config(tokenizer: Tokenizer, max_new_tokens: int, sampling: Sampling) -> GenerationConfig:
     from transformers import GenerationConfig
 
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature >= MIN_TEMPERATURE:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0 if top_p is None else top_p, "top_k": top_k or 0}
+    choice: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature >= MIN_TEMPERATURE:
+        top_p = 1.0 if sampling.top_p is None else sampling.top_p
+        choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": top_p, "top_k": sampling.top_k or 0}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=list(tokenizer.stop_ids) or None,
         pad_token_id=_padding(tokenizer),
         use_cache=True,
-        **sampling,
+        **choice,
     )
 
 
@@ -381,10 +382,48 @@ def _continue(model: nn.Module, prompts: Sequence[Sequence[int]], settings: Gene
     return output[:, longest:].tolist()
 
 
-def _answer(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]) -> Answer:
+def _answer(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int], stop: Sequence[str]) -> Answer:
     end = next((index for index, token in enumerate(new) if token in tokenizer.stop_ids), None)
     tokens = list(new[:end])
-    return Answer(decode_after(tokenizer, prompt, tokens), tuple(tokens), stopped=end is not None)
+    whole = decode_after(tokenizer, prompt, tokens)
+    text = cut_before(whole, stop)
+    return Answer(text, tuple(tokens), stopped=end is not None or len(text) < len(whole))
+
+
+def _log_prob(recorder: LogProbRecorder, row: int, answer: Answer, new: Sequence[int]) -> float:
+    return recorder.log_prob(row, new[: len(answer.tokens) + int(answer.stopped)])
+
+
+def cut_before(text: str, stop: Sequence[str]) -> str:
+    """`text` up to the first of `stop` in it; empty ones stop nothing."""
+    ends = [place for one in stop if one and (place := text.find(one)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+class _StopTexts:
+    """Asked by transformers after every token which rows have ended, because a stop text stands in the last tokens of them.
+
+    What it overlooks (a text that only reads so after the prompt) costs time alone: answers are cut by their whole text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self.ends: dict[int, int] = {}
+        """How many tokens each ended row has."""
+        self._tokenizer, self._stop = tokenizer, stop
+        # a token is a byte at the least; the few before are there because the first token's space may not be decoded
+        self._window = max(len(text.encode()) for text in stop) + 4
+        self._num_made = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        import torch
+
+        self._num_made += 1
+        for row, last in enumerate(input_ids[:, -min(self._num_made, self._window) :].tolist()):
+            if row not in self.ends:
+                text = self._tokenizer.decode(last)
+                if cut_before(text, self._stop) != text:
+                    self.ends[row] = self._num_made
+        return torch.tensor([row in self.ends for row in range(len(input_ids))], device=input_ids.device)
 
 
 def _token_stream(model: nn.Module, ids: Sequence[int], settings: GenerationConfig, seed: int) -> Generator[int]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import FtcliError
-from ftcli.models.generate import Answer, Piece, PieceDecoder, context_length, generate, prompt_ids, stream_pieces
+from ftcli.models.generate import Answer, Piece, PieceDecoder, Sampling, context_length, generate, prompt_ids, stream_pieces
 from ftcli.serving.messages import check_all_is_read
 from ftcli.serving.protocol import AnswerRequest
 from ftcli.serving.refusal import ApiError
@@ -158,9 +158,9 @@ class Engine:
         if first.stream:
             self._stream(jobs[0], module)
             return
-        sampling: dict[str, Any] = {"temperature": first.temperature, "top_p": first.top_p, "seed": first.seed}
+        sampling = Sampling(first.temperature, first.top_p, seed=first.seed)
         prompts = [job.prompt for job in jobs]
-        answers = generate(module, tokenizer, prompts, max_new_tokens=first.max_tokens, batch_size=BATCH_SIZE, **sampling)
+        answers = generate(module, tokenizer, prompts, max_new_tokens=first.max_tokens, batch_size=BATCH_SIZE, sampling=sampling)
         for job, answer in zip(jobs, answers, strict=True):
             written = Written(job.request.stop)
             for piece in _pieces(tokenizer, job, answer):
@@ -171,10 +171,10 @@ class Engine:
 
     def _stream(self, job: Job, module: Any) -> None:
         asked, tokenizer = job.request, self.served.tokenizers[job.request.model]
-        sampling: dict[str, Any] = {"temperature": asked.temperature, "top_p": asked.top_p, "seed": asked.seed}
+        sampling = Sampling(asked.temperature, asked.top_p, seed=asked.seed)
         written, told = Written(asked.stop), 0
         held = max((len(text) for text in asked.stop), default=1) - 1
-        with closing(stream_pieces(module, tokenizer, job.prompt, max_new_tokens=asked.max_tokens, **sampling)) as pieces:
+        with closing(stream_pieces(module, tokenizer, job.prompt, max_new_tokens=asked.max_tokens, sampling=sampling)) as pieces:
             for piece in pieces:
                 written.add(piece)
                 # the end of what is written may be the beginning of a stop text

@@ -170,7 +170,7 @@ def write_own_text(model: nn.Module, tokenizer: Tokenizer, settings: OwnText, pa
 
 def _write_round(model: nn.Module, tokenizer: Tokenizer, settings: OwnText, beginnings: tuple[str, ...], number: int, count: int) -> _Round:
     """`count` samples; those without any text are left out."""
-    from ftcli.models.generate import generate
+    from ftcli.models.generate import Sampling, generate
 
     prompts = [beginnings[(number * ROUND_SIZE + index) % len(beginnings)] for index in range(count)]
     answers = generate(
@@ -178,8 +178,7 @@ def _write_round(model: nn.Module, tokenizer: Tokenizer, settings: OwnText, begi
         tokenizer,
         prompts,
         max_new_tokens=settings.max_length,
-        temperature=settings.temperature,
-        seed=derive_seed(settings.seed, "self", number),
+        sampling=Sampling(settings.temperature, seed=derive_seed(settings.seed, "self", number)),
         batch_size=ROUND_SIZE,
     )
     texts = []

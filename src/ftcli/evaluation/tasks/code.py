@@ -131,7 +131,7 @@ class Code(TaskSettings):
     def _answers(self, subject: Subject, prompts: list[str], progress: Progress) -> tuple[list[list[str]], int]:
         """The answers to each prompt, and how many tokens they have; a prompt that leaves no room for one gets empty answers."""
         from ftcli.evaluation.answer_scores import Told
-        from ftcli.models.generate import context_length, generate, prompt_ids
+        from ftcli.models.generate import Sampling, context_length, generate, prompt_ids
 
         context = context_length(subject.model.module)
         fits = [context is None or len(prompt_ids(subject.tokenizer, prompt)) < context for prompt in prompts]
@@ -141,11 +141,11 @@ class Code(TaskSettings):
             subject.tokenizer,
             asked,
             max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            seed=self.seed,
+            sampling=Sampling(self.temperature, seed=self.seed),
+            stop=self._stops(),
             progress=Told(progress),
         )
-        texts = iter([_cut(answer.text, self._stops()) for answer in found])
+        texts = iter([answer.text for answer in found])
         return [[next(texts) if has_room else "" for _ in range(self.samples)] for has_room in fits], sum(len(one.tokens) for one in found)
 
     def _stops(self) -> tuple[str, ...]:
@@ -192,11 +192,6 @@ def first_block(answer: str) -> str:
 
 def _name(k: int) -> str:
     return f"pass_at_{k}"
-
-
-def _cut(text: str, stops: tuple[str, ...]) -> str:
-    ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
 
 
 def _in_chat(prompt: str, tokenizer: Tokenizer, where: str) -> str:

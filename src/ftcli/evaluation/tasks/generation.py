@@ -63,8 +63,7 @@ class Generation(TaskSettings):
             left += sum(answer is None for answer in answers)
             num_tokens += sum(len(answer.tokens) for answer in answers if answer is not None)
             for (where, row), (_, _, reference), prompt, answer in zip(part, found, prompts, answers, strict=True):
-                text = None if answer is None else _cut(answer.text, self.stop)
-                ended = answer is not None and (answer.stopped or text != answer.text)
+                text, ended = (None, False) if answer is None else (answer.text, answer.stopped)
                 scores.add(where, row, prompt, text, self._references(row, where, reference), ended)
         notes = [f"{left} prompts leave no room for an answer: they count as wrong"] if left else []
         return TaskResult(scores.figures(), scores.rows, notes, num_tokens)
@@ -80,7 +79,7 @@ class Generation(TaskSettings):
 
     def _answers(self, subject: Subject, prompts: list[str], progress: Progress) -> list[Answer | None]:
         """An answer to each prompt; None where it leaves no room for one in the model's context."""
-        from ftcli.models.generate import context_length, generate, prompt_ids
+        from ftcli.models.generate import Sampling, context_length, generate, prompt_ids
 
         context = context_length(subject.model.module)
         fits = [context is None or len(prompt_ids(subject.tokenizer, prompt)) < context for prompt in prompts]
@@ -91,8 +90,8 @@ class Generation(TaskSettings):
                 subject.tokenizer,
                 asked,
                 max_new_tokens=self.max_new_tokens,
-                temperature=self.temperature,
-                seed=self.seed,
+                sampling=Sampling(self.temperature, seed=self.seed),
+                stop=self.stop,
                 progress=Told(progress),
             )
         )
@@ -159,9 +158,3 @@ def _with_one_reference(row: dict[str, Any], settings: Format | None, where: str
         raise DataError("a row cannot be read", [Problem(where, f"column `{name}` is an empty list", "one right answer at least")])
     listed = {name: row[name][0] for name in _answer_columns(settings) if _is_list_of_texts(row.get(name))}
     return {**row, **listed} if listed else row
-
-
-def _cut(text: str, stops: tuple[str, ...]) -> str:
-    """`text` up to the first of `stops` in it."""
-    ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
