@@ -6,7 +6,8 @@
 
 A world is a base, a new domain, and text of the base's own kind that is to be kept. Every row sees the same number of tokens, replayed
 ones among them. Its learning rate is chosen from a third, one and three times the method's default by the mean of both losses with the
-first seed; two more seeds are run with the chosen one. Figures are bits per byte of held-out text, the mean over seeds with their range.
+first seed, and beyond these for as long as the best is the last one tried; two more seeds are run with the chosen one. Figures are bits
+per byte of held-out text, the mean over seeds with their range; the cost is the processor time of the whole run, evaluation included.
 Every run is a process forked from one that has the libraries imported; results are kept, and a second call goes on.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import shutil
 import statistics
@@ -26,7 +28,8 @@ from typing import Any
 from methods import label
 
 SEEDS = (17, 18, 19)
-RATES = (1.0, 0.33, 3.0)
+RATES = (0.03, 0.1, 0.33, 1.0, 3.0, 10.0, 30.0)
+FIRST = (1.0, 0.33, 3.0)
 BLOCK, BATCH = 256, 8
 BLOCKS_ADDED = 2
 
@@ -155,6 +158,7 @@ def recipe(case: Case, world: World, shared: Path, folder: Path, lr: float | Non
 
 def run_case(case: Case, world: World, shared: Path, folder: Path) -> None:
     """Train, and keep the figures; runs in a process of its own."""
+    from ftcli.errors import RunError
     from ftcli.recipe.load import load_recipe
     from ftcli.reporting.live import Reporter
     from ftcli.training.run import run_recipe
@@ -166,12 +170,18 @@ def run_case(case: Case, world: World, shared: Path, folder: Path) -> None:
         default = json.loads((folder / f"{Case(case.world, case.row, 1.0, SEEDS[0]).name}.json").read_text())["lr"]
         lr = default * case.rate
     path.write_text(json.dumps(recipe(case, world, shared, folder, lr)))
-    with Reporter(silent=True) as reporter:
-        summary = run_recipe(load_recipe(path), reporter)
+    began = time.process_time()
+    try:
+        with Reporter(silent=True) as reporter:
+            summary = run_recipe(load_recipe(path), reporter)
+    except RunError as error:  # a rate that diverges is the worst of the sweep, not the end of it
+        print(f"{case.name}: {error}", flush=True)
+        (folder / f"{case.name}.json").write_text(json.dumps({"failed": str(error)}))
+        return
     manifest = json.loads((run / "manifest.json").read_text())
     result = {
         "lr": manifest["lr"],
-        "seconds": summary["seconds"],
+        "cpu_seconds": time.process_time() - began,
         "peak_bytes": manifest["peak_memory_bytes"],
         "trained": manifest["parameters"]["trainable"],
         "before": {name: found["bits_per_byte"] for name, found in summary["before"].items()},
@@ -184,6 +194,7 @@ def run_case(case: Case, world: World, shared: Path, folder: Path) -> None:
 
 
 def run_one(case: Case, world: World, shared: Path, folder: Path) -> None:
+    """One run in a process of its own, unless its result is there; a run that fails stops the whole."""
     if (folder / f"{case.name}.json").exists():
         return
     began = time.monotonic()
@@ -191,6 +202,8 @@ def run_one(case: Case, world: World, shared: Path, folder: Path) -> None:
     process.start()
     process.join()
     print(f"{case.name}: exit {process.exitcode}, {time.monotonic() - began:.0f} s", flush=True)
+    if process.exitcode != 0:
+        raise SystemExit(f"{case.name} failed")
 
 
 def result_of(case: Case, folder: Path) -> dict[str, Any] | None:
@@ -200,11 +213,22 @@ def result_of(case: Case, folder: Path) -> dict[str, Any] | None:
 
 
 def mean_loss(result: dict[str, Any]) -> float:
-    return statistics.mean(result["after"].values())
+    return statistics.mean(result["after"].values()) if "after" in result else math.inf
+
+
+def next_rate(world: str, row: str, folder: Path) -> float | None:
+    """A rate that is still to be tried: the first three, then whatever lies beyond the best while that is at the edge."""
+    tried = [rate for rate in RATES if result_of(Case(world, row, rate, SEEDS[0]), folder) is not None]
+    for rate in FIRST:
+        if rate not in tried:
+            return rate
+    at = RATES.index(best_rate(world, row, folder) or 1.0)
+    beyond = {min(tried): at - 1, max(tried): at + 1}.get(RATES[at])
+    return RATES[beyond] if beyond is not None and 0 <= beyond < len(RATES) else None
 
 
 def best_rate(world: str, row: str, folder: Path) -> float | None:
-    """The rate of the lowest mean of both losses with the first seed; None where not all are there."""
+    """The rate of the lowest mean of both losses with the first seed; None where there is none yet."""
     found = {rate: result_of(Case(world, row, rate, SEEDS[0]), folder) for rate in RATES}
     known = {rate: mean_loss(result) for rate, result in found.items() if result is not None}
     return min(known, key=lambda rate: known[rate]) if known else None
@@ -229,13 +253,13 @@ def table(folder: Path, names: list[str]) -> str:
         before = rows[0][1][0]["before"]
         lines = [
             f"### {world}\n",
-            "| row | lr | new | stories | mean | trained | seconds | seeds |\n|---|--:|--:|--:|--:|--:|--:|--:|",
+            "| row | lr | new | stories | mean | trained | CPU s | seeds |\n|---|--:|--:|--:|--:|--:|--:|--:|",
             f"| (before) | | {before['new-test']:.3f} | {before['stories']:.3f} | {statistics.mean(before.values()):.3f} | | | |",
         ]
         for row, found in rows:
             new, old = (_spread([result["after"][name] for result in found]) for name in ("new-test", "stories"))
             mean = statistics.mean(map(mean_loss, found))
-            seconds = statistics.mean(result["seconds"] for result in found)
+            seconds = statistics.mean(result["cpu_seconds"] for result in found)
             lines.append(
                 f"| {row} | {found[0]['lr']:.2g} | {new} | {old} | {mean:.3f} | {found[0]['trained']:,} | {seconds:.0f} | {len(found)} |"
             )
@@ -298,9 +322,8 @@ def main() -> None:
         rows = [row for row in ROWS if any(part in row for part in options.only.split(","))]
         for world in names:
             for row in rows:
-                for rate in RATES:
+                while (rate := next_rate(world, row, folder)) is not None:
                     run_one(Case(world, row, rate, SEEDS[0]), every[world], options.shared, folder)
-            for row in rows:
                 rate = best_rate(world, row, folder)
                 for seed in SEEDS[1:] if rate is not None else ():
                     run_one(Case(world, row, rate, seed), every[world], options.shared, folder)
