@@ -13,8 +13,9 @@ import torch
 from ftcli.cli import main
 from ftcli.evaluation.evaluate import changes, evaluate, open_subject
 from ftcli.evaluation.recipe import load_evaluation_recipe
-from ftcli.evaluation.tasks.language_modelling import LanguageModelling, windows
+from ftcli.evaluation.tasks.language_modelling import LanguageModelling
 from ftcli.evaluation.tasks.multiple_choice import MultipleChoice
+from ftcli.evaluation.windows import windows
 
 CHOICES = [
     {"question": "Lily lost her ball. The ball was", "choices": ["found", "xylophone quartz"], "answer": 0},

@@ -10,11 +10,11 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ftcli.data.tree import SPAN, path_tree
 from ftcli.evaluation.statistics import bootstrap_ratio
 from ftcli.evaluation.tasks.columns import text_column
-from ftcli.evaluation.tasks.language_modelling import TEXTS_AT_ONCE, LanguageModelling, windows
+from ftcli.evaluation.tasks.language_modelling import TEXTS_AT_ONCE, LanguageModelling
 from ftcli.evaluation.tasks.task import Figure, Subject
+from ftcli.evaluation.windows import Window, in_micro_batches, windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,27 +65,18 @@ def kl_from_base(task: LanguageModelling, base: Subject, tuned: Subject) -> Figu
 
 
 def _of_pieces(
-    encoded: Sequence[Sequence[int]], pieces: Sequence[tuple[int, int, int, int]], base: Subject, tuned: Subject
+    encoded: Sequence[Sequence[int]], pieces: Sequence[Window], base: Subject, tuned: Subject
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
     """(document, divergence) of every predicted token, a micro-batch at a time."""
-    import numpy as np
     import torch
-
-    from ftcli.layout.plan import plan_micro_batches
 
     base.model.eval()
     tuned.model.eval()
-    plan = plan_micro_batches([end - start for _, start, _, end in pieces], 1, tuned.batch_tokens)[0] if pieces else []
     with torch.inference_mode():
-        for part in plan:
-            trees, weights = [], []
-            for row, start, begin, end in (pieces[index] for index in part):
-                trees.append(path_tree(np.array(encoded[row][start:end], dtype=np.int32), np.zeros(0, dtype=SPAN), 0, row))
-                weights.append((np.arange(start, end) >= begin).astype(np.float32))
+        for rows, trees, weights in in_micro_batches(encoded, pieces, tuned.batch_tokens):
             examples, before = _states(base.model, trees, weights, base.tokenizer.pad_id or 0)
             _, after = _states(tuned.model, trees, weights, tuned.tokenizer.pad_id or 0)
-            owners = np.array([pieces[part[example]][0] for example in examples], dtype=np.int64)
-            yield owners, _divergences(base.model, before, tuned.model, after)
+            yield rows[examples], _divergences(base.model, before, tuned.model, after)
 
 
 def _states(model: TreeModel, trees: Sequence[TokenTree], weights: Sequence[NDArray[np.float32]], pad_id: int) -> tuple[list[int], Tensor]:

@@ -11,8 +11,8 @@ from lm_eval.api.model import LM
 
 from ftcli.data.tree import SPAN, path_tree
 from ftcli.evaluation.choices import Continuations, score_continuations
-from ftcli.evaluation.tasks.language_modelling import windows
 from ftcli.evaluation.tasks.task import Subject
+from ftcli.evaluation.windows import windows
 from ftcli.models.generate import GREEDY, Sampling, context_length, generate, prompt_ids
 
 MAX_NEW_TOKENS, MAX_LENGTH = 256, 2048

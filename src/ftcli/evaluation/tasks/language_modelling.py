@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ftcli.data.tree import SPAN, path_tree
 from ftcli.errors import DataError, Problem
 from ftcli.evaluation.rows import Rows
 from ftcli.evaluation.statistics import Interval, bootstrap_ratio
 from ftcli.evaluation.tasks.columns import text_column
 from ftcli.evaluation.tasks.task import Figure, Progress, Subject, TaskResult, TaskSettings
+from ftcli.evaluation.windows import Window, in_micro_batches, windows
 from ftcli.units import perplexity
 
 if TYPE_CHECKING:
@@ -103,27 +103,10 @@ def _figures(nats: Values, counts: Values, sizes: Values) -> dict[str, Figure]:
     }
 
 
-def windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
-    """(start, first predicted, end) of each window over a text: every token but the first is predicted once.
-
-    Example:
-        >>> windows(10, 6, 3)
-        [(0, 1, 6), (3, 6, 9), (6, 9, 10)]
-        >>> windows(6, 6, 3)
-        [(0, 1, 6)]
-    """
-    found, start, done = [], 0, 1
-    while done < length:
-        end = min(start + window, length)
-        found.append((start, done, end))
-        start, done = start + stride, end
-    return found
-
-
 def _add_losses(
     subject: Subject,
     encoded: Sequence[Sequence[int]],
-    pieces: Sequence[tuple[int, int, int, int]],
+    pieces: Sequence[Window],
     nats: Values,
     counts: Values,
     progress: Progress,
@@ -133,23 +116,17 @@ def _add_losses(
     import torch
 
     from ftcli.layout.build import build_batch
-    from ftcli.layout.plan import plan_micro_batches
 
     subject.model.eval()
     device, total, done = next(subject.model.parameters()).device, 0, 0
-    plan = plan_micro_batches([end - start for _, start, _, end in pieces], 1, subject.batch_tokens)[0] if pieces else []
     with torch.inference_mode():
-        for part in plan:
-            trees, weights = [], []
-            for row, start, begin, end in (pieces[index] for index in part):
-                trees.append(path_tree(np.array(encoded[row][start:end], dtype=np.int32), np.zeros(0, dtype=SPAN), 0, row))
-                weights.append((np.arange(start, end) >= begin).astype(np.float32))
+        for rows, trees, weights in in_micro_batches(encoded, pieces, subject.batch_tokens):
             batch = build_batch(subject.model.layout, trees, weights, subject.tokenizer.pad_id or 0)
             log_probs = subject.model(batch.to(device)).double().cpu().numpy()
-            owners = np.array([pieces[part[example]][0] for example in batch.example.tolist()], dtype=np.int64)
+            owners = rows[batch.example.cpu().numpy()]
             np.add.at(nats, owners, -log_probs)
             np.add.at(counts, owners, 1)
             total += batch.num_tokens
-            done += len(part)
+            done += len(trees)
             progress(done, len(pieces))
     return total
