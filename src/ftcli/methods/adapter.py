@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -208,7 +208,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, peft_type: str | None = No
         try:
             module = cast("PeftModel", get_peft_model(base, config))
         except (ValueError, TypeError, NotImplementedError) as error:
-            raise _unfit(folder, [str(error).splitlines()[0]]) from error
+            raise unfit(folder, [str(error).splitlines()[0]]) from error
         check_tensors(folder, module, tensors)
         settle_trained_copies(module)
         set_peft_model_state_dict(module, tensors)
@@ -227,15 +227,15 @@ def read_config(folder: Path, peft_type: str | None = None) -> PeftConfig:
     try:
         fields = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _unfit(folder, [f"cannot read {CONFIG_FILE}: {error}"]) from error
+        raise unfit(folder, [f"cannot read {CONFIG_FILE}: {error}"]) from error
     found = fields.get("peft_type") if isinstance(fields, dict) else None
     if found != (peft_type or found) or found not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise _unfit(folder, [f"peft_type is `{found}`, not {f'`{peft_type}`' if peft_type else 'one that PEFT knows'}"])
+        raise unfit(folder, [f"peft_type is `{found}`, not {f'`{peft_type}`' if peft_type else 'one that PEFT knows'}"])
     with quiet_libraries():
         try:
             config = PeftConfig.from_peft_type(**fields)
         except (ValueError, TypeError) as error:
-            raise _unfit(folder, [f"{CONFIG_FILE}: {str(error).splitlines()[0]}"]) from error
+            raise unfit(folder, [f"{CONFIG_FILE}: {str(error).splitlines()[0]}"]) from error
     config.inference_mode = True
     if (folder / ROWS_FILE).is_file():
         config.trainable_token_indices = None  # these rows are put into the base
@@ -256,7 +256,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         tensors = load_file(folder / WEIGHTS_FILE)
         return {name: tensor for name, tensor in tensors.items() if not (has_rows and f".{TOKEN_ADAPTER}." in name)}
     except (OSError, SafetensorError) as error:
-        raise _unfit(folder, [f"cannot read {WEIGHTS_FILE}: {error}"]) from error
+        raise unfit(folder, [f"cannot read {WEIGHTS_FILE}: {error}"]) from error
 
 
 def check_tensors(folder: Path, module: PeftModel, tensors: dict[str, Tensor]) -> None:
@@ -267,12 +267,19 @@ def check_tensors(folder: Path, module: PeftModel, tensors: dict[str, Tensor]) -
     """
     from peft import get_peft_model_state_dict
 
-    expected = get_peft_model_state_dict(module, save_embedding_layers=False)
-    shapes = {name for name in tensors.keys() & expected.keys() if tensors[name].shape != expected[name].shape}
+    require_fit(folder, get_peft_model_state_dict(module, save_embedding_layers=False), tensors)
+
+
+def require_fit(folder: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of an adapter's file that are not exactly those that the model has places for.
+
+    Raises:
+        RequestError: a tensor is missing, has no place, or is of another shape.
+    """
     kinds = {
-        "not in the file": expected.keys() - tensors.keys(),
-        "without a place in the model": tensors.keys() - expected.keys(),
-        "of another shape": shapes,
+        "not in the file": expected.keys() - found.keys(),
+        "without a place in the model": found.keys() - expected.keys(),
+        "of another shape": {name for name in found.keys() & expected.keys() if found[name].shape != expected[name].shape},
     }
     problems = []
     for kind, names in kinds.items():
@@ -280,10 +287,11 @@ def check_tensors(folder: Path, module: PeftModel, tensors: dict[str, Tensor]) -
         if names:
             problems.append(f"{len(names)} tensors {kind}: {', '.join(sorted(names)[:_LISTED])}{more}")
     if problems:
-        raise _unfit(folder, problems)
+        raise unfit(folder, problems)
 
 
-def _unfit(folder: Path, problems: list[str]) -> RequestError:
+def unfit(folder: Path, problems: list[str]) -> RequestError:
+    """What is wrong with an adapter's files, as an error that is to be raised."""
     return RequestError("the adapter cannot be loaded", [Problem(str(folder), problem) for problem in problems])
 
 

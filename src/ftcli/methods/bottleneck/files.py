@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from ftcli.errors import Problem, RequestError
-from ftcli.methods.adapter import CONFIG_FILE, WEIGHTS_FILE
+from ftcli.methods.adapter import CONFIG_FILE, WEIGHTS_FILE, require_fit, unfit
 from ftcli.methods.bottleneck.layer import ADAPTERS, Bottleneck, bottleneck_layers
 from ftcli.methods.bottleneck.tuner import BOTTLENECK, BottleneckConfig
 from ftcli.models.quiet import quiet_libraries
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER = "default"
-_LISTED = 10
 
 
 def adapter_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -63,7 +61,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     with quiet_libraries():
         config: Any = BottleneckConfig.from_peft_type(**fields)  # type: ignore[no-untyped-call]
         module = cast("PeftModel", get_peft_model(base, config))
-        _require_fit(folder, adapter_tensors(module), tensors)
+        require_fit(folder, adapter_tensors(module), tensors)
         set_peft_model_state_dict(module, tensors)
     return module.requires_grad_(False).eval()
 
@@ -81,29 +79,10 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         fields = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         kind = fields.get("peft_type") if isinstance(fields, dict) else None
     except (OSError, ValueError) as error:
-        raise _unfit(folder, [f"cannot read {CONFIG_FILE}: {error}"]) from error
+        raise unfit(folder, [f"cannot read {CONFIG_FILE}: {error}"]) from error
     if kind != BOTTLENECK.value:
-        raise _unfit(folder, [f"peft_type is `{kind}`, not `{BOTTLENECK.value}`"])
+        raise unfit(folder, [f"peft_type is `{kind}`, not `{BOTTLENECK.value}`"])
     try:
         return fields, load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
-        raise _unfit(folder, [f"cannot read {WEIGHTS_FILE}: {error}"]) from error
-
-
-def _require_fit(folder: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    kinds = {
-        "not in the file": expected.keys() - found.keys(),
-        "without a place in the model": found.keys() - expected.keys(),
-        "of another shape": {name for name in found.keys() & expected.keys() if found[name].shape != expected[name].shape},
-    }
-    problems = []
-    for kind, names in kinds.items():
-        more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        if names:
-            problems.append(f"{len(names)} tensors {kind}: {', '.join(sorted(names)[:_LISTED])}{more}")
-    if problems:
-        raise _unfit(folder, problems)
-
-
-def _unfit(folder: Path, problems: list[str]) -> RequestError:
-    return RequestError("the adapter cannot be loaded", [Problem(str(folder), problem) for problem in problems])
+        raise unfit(folder, [f"cannot read {WEIGHTS_FILE}: {error}"]) from error
