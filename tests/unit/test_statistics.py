@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ftcli.evaluation.statistics import (
+    bootstrap_counts,
     bootstrap_mean,
     bootstrap_ratio,
     compare,
@@ -48,6 +49,64 @@ def test_bootstrap_covers_a_ratio_of_sums_over_documents() -> None:
 
     rate = covered(draw, lambda columns: bootstrap_ratio(*columns, resamples=800), 1.0)
     assert 0.925 <= rate <= 0.97
+
+
+def test_bootstrap_covers_a_score_of_counts() -> None:
+    """Micro-F1 of a population whose confusions are known."""
+    shares = np.array([0.55, 0.15, 0.1, 0.2])  # true positives, false positives, false negatives, neither
+    truth = 2 * shares[0] / (2 * shares[0] + shares[1] + shares[2])
+
+    def f1(sums: np.ndarray) -> np.ndarray:
+        return 2 * sums[..., 0] / (2 * sums[..., 0] + sums[..., 1] + sums[..., 2])
+
+    rate = covered(lambda g: np.eye(4)[g.choice(4, 100, p=shares)], lambda rows: bootstrap_counts(rows, f1, resamples=800)[0], truth)
+    assert 0.93 <= rate <= 0.97
+
+
+def test_the_interval_of_a_paired_difference_covers_it() -> None:
+    def draw(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        shared = generator.gamma(2.0, 1.0, 90)
+        return shared + generator.exponential(0.5, 90), shared
+
+    rate = covered(draw, lambda both: compare(*both, resamples=800).difference, 0.5)
+    assert 0.93 <= rate <= 0.97
+
+
+def test_an_effect_of_the_detectable_size_shows_in_four_of_five_tries() -> None:
+    generator = np.random.default_rng(13)
+    effect = minimum_detectable(generator.normal(0, 1, 100_000)) * math.sqrt(100_000 / 60)
+    shown = sum(sign_flip(generator.normal(effect, 1, 60), resamples=400) < 0.05 for _ in range(400)) / 400
+    assert shown == pytest.approx(0.8, abs=0.06)
+
+
+@pytest.mark.parametrize(("hits", "rows"), [(0, 7), (7, 7), (3, 11), (61, 100), (1999, 2000)])
+def test_wilson_and_mcnemar_are_those_of_scipy(hits: int, rows: int) -> None:
+    from scipy.stats import binomtest
+
+    expected = binomtest(hits, rows)
+    interval = wilson(hits, rows)
+    assert (interval.low, interval.high) == pytest.approx(tuple(expected.proportion_ci(method="wilson")), abs=1e-12)
+    assert mcnemar(hits, rows - hits) == pytest.approx(expected.pvalue, rel=1e-9)
+
+
+def test_flipped_signs_are_scipys_permutation_test() -> None:
+    from scipy.stats import permutation_test
+
+    differences = np.random.default_rng(17).normal(0.5, 1.0, 11)
+    both = (differences, np.zeros_like(differences))
+    expected = permutation_test(both, lambda a, b: (a - b).mean(), permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip(differences) == pytest.approx(expected.pvalue, abs=1e-12)
+
+
+def test_the_bootstrap_of_many_rows_is_scipys() -> None:
+    from scipy.stats import bootstrap
+
+    values = np.random.default_rng(19).gamma(1.0, 1.0, 400)
+    expected = bootstrap((values,), np.mean, method="BCa", n_resamples=20_000, rng=np.random.default_rng(0)).confidence_interval
+    found = bootstrap_mean(values, resamples=20_000)
+    width = expected.high - expected.low
+    assert found.low == pytest.approx(expected.low, abs=0.03 * width)
+    assert found.high == pytest.approx(expected.high, abs=0.03 * width)
 
 
 def test_a_model_against_itself_does_not_differ() -> None:
