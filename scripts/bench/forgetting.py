@@ -4,8 +4,9 @@
     python scripts/bench/forgetting.py --shared ../shared -o runs/forgetting --only replay --worlds tiny-clinic
     python scripts/bench/forgetting.py -o runs/forgetting --table                             only the table and the plot, of what is there
 
-A world is a base, a new domain, and text of the base's own kind that is to be kept. Every row sees the same number of tokens, replayed
-ones among them. Its learning rate is chosen from a third, one and three times the method's default by the mean of both losses with the
+A world is a base, a new domain, and text of the base's own kind that is to be kept: the stories that builtin:tiny was trained on, and for
+bases whose training text is not at hand, what they write themselves. Every row sees the same number of tokens, replayed
+ones among them. Its learning rate is chosen from one and three times the method's default by the mean of both losses with the
 first seed, and beyond these for as long as the best is the last one tried; two more seeds are run with the chosen one. Figures are bits
 per byte of held-out text, the mean over seeds with their range; the cost is the processor time of the whole run, evaluation included.
 Every run is a process forked from one that has the libraries imported; results are kept, and a second call goes on.
@@ -29,7 +30,7 @@ from methods import label
 
 SEEDS = (17, 18, 19)
 RATES = (0.03, 0.1, 0.33, 1.0, 3.0, 10.0, 30.0)
-FIRST = (1.0, 0.33, 3.0)
+FIRST = (1.0, 3.0)
 BLOCK, BATCH = 256, 8
 BLOCKS_ADDED = 2
 
@@ -66,7 +67,7 @@ ROWS: dict[str, dict[str, Any]] = {
         **replay(0.75),
     },
 }
-STORIES = {"source": {"kind": "builtin", "name": "stories"}, "format": {"kind": "text"}}
+OWN_TOKENS = 120_000
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class World:
     base: str
     new: str
     tokens: int
+    is_own_text_kept: bool = False
+    """What is to be kept is text that the base writes; else the embedded stories."""
 
 
 def worlds(shared: Path) -> dict[str, World]:
@@ -83,8 +86,8 @@ def worlds(shared: Path) -> dict[str, World]:
     return {
         "tiny-clinic": World("builtin:tiny", "clinic", 100_000),
         "tiny-speeches": World("builtin:tiny", "corpus_state_union", 100_000),
-        "babyllama-speeches": World(str(models / "babyllama-361"), "corpus_state_union", 100_000),
-        "stories260K-speeches": World(str(models / "stories260K"), "corpus_state_union", 100_000),
+        "babyllama-speeches": World(str(models / "babyllama-361"), "corpus_state_union", 100_000, is_own_text_kept=True),
+        "stories260K-speeches": World(str(models / "stories260K"), "corpus_state_union", 100_000, is_own_text_kept=True),
     }
 
 
@@ -107,27 +110,52 @@ def new_text(world: World, shared: Path, folder: Path) -> tuple[dict[str, Any], 
     if world.new == "clinic":
         clinic = {"kind": "builtin", "name": "clinic"}
         return ({"source": clinic, "format": {"kind": "text"}}, {"source": {**clinic, "split": "test"}, "format": {"kind": "text"}})
-    rows = (shared / "data" / f"{world.new}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    parts = {"test": rows[::8], "train": [row for index, row in enumerate(rows) if index % 8]}
+    return _split((shared / "data" / f"{world.new}.jsonl").read_text(encoding="utf-8"), folder / world.new)
+
+
+def kept_text(world: World, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(train, held out) sources of what is to be kept; the base writes its own once."""
+    if not world.is_own_text_kept:
+        stories = {"kind": "builtin", "name": "stories"}
+        return ({"source": stories, "format": {"kind": "text"}}, {"source": {**stories, "split": "test"}, "format": {"kind": "text"}})
+    path = folder / f"{Path(world.base).name}-own.jsonl"
+    if not path.exists():
+        from ftcli.data.sources.own_text import OwnText
+        from ftcli.models.load import load_model
+        from ftcli.models.settings import Model
+        from ftcli.models.tokenizer import load_tokenizer
+        from ftcli.training.own_text import write_own_text
+
+        tokenizer = load_tokenizer(world.base)
+        model = load_model(Model(base=world.base), tokenizer)
+        write_own_text(model, tokenizer, OwnText(tokens=OWN_TOKENS, max_length=BLOCK), path, None)
+    return _split(path.read_text(encoding="utf-8"), path.with_suffix(""))
+
+
+def _split(text: str, place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sources of rows to train on, and of every eighth, which is held out."""
+    rows = text.splitlines(keepends=True)
+    parts = {"train": [row for index, row in enumerate(rows) if index % 8], "test": rows[::8]}
+    found = []
     for part, lines in parts.items():
-        (folder / f"{world.new}-{part}.jsonl").write_text("".join(lines), encoding="utf-8")
-    files = [{"kind": "file", "path": str(folder / f"{world.new}-{part}.jsonl")} for part in ("train", "test")]
-    train, test = ({"source": file, "format": {"kind": "text"}} for file in files)
-    return train, test
+        path = place.with_name(f"{place.name}-{part}.jsonl")
+        path.write_text("".join(lines), encoding="utf-8")
+        found.append({"source": {"kind": "file", "path": str(path)}, "format": {"kind": "text"}})
+    return found[0], found[1]
 
 
 def recipe(case: Case, world: World, shared: Path, folder: Path, lr: float | None) -> dict[str, Any]:
     """The same recipe for all rows of a world, but for the row."""
     row = ROWS[case.row]
     train, test = new_text(world, shared, folder)
+    kept, kept_test = kept_text(world, folder)
     sources = [{**train, "unit": "block", "name": "new"}]
     if "mixture" in row:
-        sources.append({**STORIES, "unit": "block", "name": "old", "role": "replay"})
+        sources.append({**kept, "unit": "block", "name": "old", "role": "replay"})
     objective = json.loads(json.dumps(row.get("objective", {"kind": "causal-lm"})))
     for regularizer in objective.get("regularize", ()):
         if regularizer["kind"] == "ewc":
-            regularizer["rows"] = STORIES
-    stories = {"kind": "builtin", "name": "stories", "split": "test"}
+            regularizer["rows"] = kept
     return {
         "version": 1,
         "name": case.name,
@@ -136,7 +164,7 @@ def recipe(case: Case, world: World, shared: Path, folder: Path, lr: float | Non
             "train": sources,
             "evaluation": [
                 {**test, "name": "new-test", "limit": 60},
-                {"source": stories, "format": {"kind": "text"}, "name": "stories", "role": "retained", "limit": 60},
+                {**kept_test, "name": "kept", "role": "retained", "limit": 60},
             ],
             "max_length": BLOCK,
             "on_overflow": "split",
@@ -253,11 +281,11 @@ def table(folder: Path, names: list[str]) -> str:
         before = rows[0][1][0]["before"]
         lines = [
             f"### {world}\n",
-            "| row | lr | new | stories | mean | trained | CPU s | seeds |\n|---|--:|--:|--:|--:|--:|--:|--:|",
-            f"| (before) | | {before['new-test']:.3f} | {before['stories']:.3f} | {statistics.mean(before.values()):.3f} | | | |",
+            "| row | lr | new | kept | mean | trained | CPU s | seeds |\n|---|--:|--:|--:|--:|--:|--:|--:|",
+            f"| (before) | | {before['new-test']:.3f} | {before['kept']:.3f} | {statistics.mean(before.values()):.3f} | | | |",
         ]
         for row, found in rows:
-            new, old = (_spread([result["after"][name] for result in found]) for name in ("new-test", "stories"))
+            new, old = (_spread([result["after"][name] for result in found]) for name in ("new-test", "kept"))
             mean = statistics.mean(map(mean_loss, found))
             seconds = statistics.mean(result["cpu_seconds"] for result in found)
             lines.append(
@@ -285,14 +313,14 @@ def plot(folder: Path, names: list[str], path: Path) -> None:
     figure, axes = pyplot.subplots(1, max(1, len(panels)), figsize=(6.4 * max(1, len(panels)), 5.4), squeeze=False)
     for axis, (world, rows) in zip(axes[0], panels, strict=False):
         points = [
-            (statistics.mean(r["after"]["new-test"] for r in found), statistics.mean(r["after"]["stories"] for r in found), row)
+            (statistics.mean(r["after"]["new-test"] for r in found), statistics.mean(r["after"]["kept"] for r in found), row)
             for row, found in rows
         ]
         for x, y, row in points:
             axis.plot(x, y, "o", markersize=4, color="#3366aa" if "+" not in row and " on " not in row else "#cc5522")
         front = sorted((x, y) for x, y, _ in points if not any(a <= x and b <= y and (a, b) != (x, y) for a, b, _ in points))
         axis.plot(*zip(*front, strict=True), color="#999999", linewidth=0.8)
-        axis.set(xlabel="bits per byte, new text", ylabel="bits per byte, retained stories", title=world, yscale="log")
+        axis.set(xlabel="bits per byte, new text", ylabel="bits per byte, text to be kept", title=world, yscale="log")
         axis.grid(alpha=0.25)
         labelled.append((axis, points))
     figure.tight_layout()
@@ -324,9 +352,9 @@ def main() -> None:
             for row in rows:
                 while (rate := next_rate(world, row, folder)) is not None:
                     run_one(Case(world, row, rate, SEEDS[0]), every[world], options.shared, folder)
-                rate = best_rate(world, row, folder)
-                for seed in SEEDS[1:] if rate is not None else ():
-                    run_one(Case(world, row, rate, seed), every[world], options.shared, folder)
+                best = best_rate(world, row, folder)
+                for seed in SEEDS[1:] if best is not None else ():
+                    run_one(Case(world, row, best, seed), every[world], options.shared, folder)
     text = table(folder, names)
     (folder / "table.md").write_text(text, encoding="utf-8")
     plot(folder, names, folder / "forgetting.svg")

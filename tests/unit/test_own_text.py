@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def test_as_many_tokens_are_written_as_were_asked_for(model: nn.Module, tokenize
     ended = [text for text in found if text.endswith("<|endoftext|>")]
     assert 0 < len(ended) < len(found)
     assert all("<|endoftext|>" not in text.removesuffix("<|endoftext|>") for text in found)
+
+
+def test_a_text_ends_where_the_next_one_begins(model: nn.Module, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Some models write no token that ends a text, only the one that begins the next; such a text cannot be read again."""
+    begins = replace(tokenizer, special={**tokenizer.special, "bos_token": "."})
+    write_own_text(model, begins, SETTINGS, tmp_path / "self.jsonl", None)
+    found = texts(tmp_path / "self.jsonl")
+    assert found
+    assert not any("." in text for text in found)
 
 
 def test_a_writer_that_was_killed_goes_on_to_the_same_texts(

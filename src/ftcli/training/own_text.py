@@ -179,6 +179,8 @@ def _write_round(model: nn.Module, tokenizer: Tokenizer, settings: OwnText, begi
         prompts,
         max_new_tokens=settings.max_length,
         sampling=Sampling(settings.temperature, seed=derive_seed(settings.seed, "self", number)),
+        # some models end a text only by beginning the next
+        stop=[] if tokenizer.bos_token is None else [tokenizer.bos_token],
         batch_size=ROUND_SIZE,
     )
     texts = []
