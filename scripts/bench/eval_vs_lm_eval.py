@@ -3,11 +3,11 @@
     python scripts/bench/eval_vs_lm_eval.py --peer-python PEER/bin/python --shared ../shared [--rows 120] [--rounds 3]
 
 PEER is an environment of its own with `lm_eval==0.4.13` and this project's torch and transformers. The model is a random Llama of
-26 M parameters, made here; the tasks are made from gsm8k: four-choice questions, zero-shot and with five fixed shots, bits per byte
-of the solutions, and 32 greedy tokens after each question. Each measurement is a process of its own, the two sides taking turns;
-seconds are of the processor, which other work on the machine changes least, without imports and loading; both sides have as many
-threads as OMP_NUM_THREADS says. Accuracies and answers must agree to the item, and
-log-likelihoods to 1e-4 relative to their size.
+26 M parameters, made here; the tasks are made from gsm8k: four-choice questions, zero-shot and with five fixed shots, whose choices
+are the last steps of solutions (about 30 tokens), and such with the first 160 characters of solutions; bits per byte of the
+solutions, and 32 greedy tokens after each question. Each measurement is a process of its own, the two sides taking turns; seconds
+are of the processor, which other work on the machine changes least, without imports and loading; both sides have as many threads as
+OMP_NUM_THREADS says. Accuracies and answers must agree to the item, and log-likelihoods to 1e-4 relative to their size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ fewshot_split: fewshot
 fewshot_config: {{sampler: first_n}}
 output_type: multiple_choice
 doc_to_text: "{{{{question}}}}\\nAnswer:"
-doc_to_choice: choices
+doc_to_choice: {choices}
 doc_to_target: answer
 num_fewshot: {count}
 metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
@@ -67,7 +67,15 @@ generation_kwargs: {{until: ["###"], max_gen_toks: {most}, do_sample: false}}
 metric_list: [{{metric: exact_match}}]
 """
 MAX_NEW_TOKENS = 32
-TASKS = {"zero-shot choices": "quiz0", "5-shot choices": "quiz5", "texts": "texts", "answers": "answers"}
+TASKS = {
+    "zero-shot choices": "quiz0",
+    "zero-shot, long choices": "long0",
+    "5-shot choices": "quiz5",
+    "texts": "texts",
+    "answers": "answers",
+}
+"""Title by name; behind the name of a quiz stands how many shots it has."""
+COLUMNS = {"quiz": "last_steps", "long": "beginnings"}
 
 
 def make_inputs(folder: Path, shared: Path, rows: int) -> None:
@@ -89,14 +97,20 @@ def make_inputs(folder: Path, shared: Path, rows: int) -> None:
     for place, (question, solution) in enumerate(chats):
         others = [chats[other][1] for other in generator.sample([i for i in range(len(chats)) if i != place], NUM_CHOICES - 1)]
         answer = generator.randrange(NUM_CHOICES)
-        choices = [text[:160].strip() for text in (*others[:answer], solution, *others[answer:])]
-        questions.append({"question": question.strip(), "choices": choices, "answer": answer, "text": solution.strip()})
+        solutions = (*others[:answer], solution, *others[answer:])
+        choices = {
+            "last_steps": [text.splitlines()[-2].strip() for text in solutions],
+            "beginnings": [text[:160].strip() for text in solutions],
+        }
+        questions.append({"question": question.strip(), **choices, "answer": answer, "text": solution.strip()})
     for name, part in (("rows", questions[:rows]), ("shots", questions[rows:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
     (folder / "tasks").mkdir()
-    for count in (0, NUM_SHOTS):
-        text = TASK.format(name=f"quiz{count}", rows=folder / "rows.jsonl", shots=folder / "shots.jsonl", count=count)
-        (folder / "tasks" / f"quiz{count}.yaml").write_text(text)
+    for name in TASKS.values():
+        if name[:4] in COLUMNS:
+            files = {"rows": folder / "rows.jsonl", "shots": folder / "shots.jsonl"}
+            text = TASK.format(name=name, count=int(name[4:]), choices=COLUMNS[name[:4]], **files)
+            (folder / "tasks" / f"{name}.yaml").write_text(text)
     (folder / "tasks" / "texts.yaml").write_text(TEXTS.format(rows=folder / "rows.jsonl"))
     (folder / "tasks" / "answers.yaml").write_text(ANSWERS.format(rows=folder / "rows.jsonl", most=MAX_NEW_TOKENS))
 
@@ -108,9 +122,9 @@ def own_task(folder: Path, name: str) -> Any:
     from ftcli.evaluation.tasks import Task
 
     document: dict[str, Any] = {"name": name, "source": {"kind": "file", "path": str(folder / "rows.jsonl")}}
-    if name.startswith("quiz"):
-        document |= {"kind": "multiple-choice"}
-        if name == f"quiz{NUM_SHOTS}":
+    if name[:4] in COLUMNS:
+        document |= {"kind": "multiple-choice", "choices": COLUMNS[name[:4]]}
+        if int(name[4:]):
             document["shots"] = {"count": NUM_SHOTS, "source": {"kind": "file", "path": str(folder / "shots.jsonl")}, "choose": "first"}
     elif name == "texts":
         document |= {"kind": "language-modelling", "window": 2048}

@@ -287,7 +287,7 @@ def table(folder: Path, names: list[str]) -> str:
         for row, found in rows:
             new, old = (_spread([result["after"][name] for result in found]) for name in ("new-test", "kept"))
             mean = statistics.mean(map(mean_loss, found))
-            seconds = statistics.mean(result["cpu_seconds"] for result in found)
+            seconds = statistics.mean(result["cpu_seconds"] for result in found if "cpu_seconds" in result)
             lines.append(
                 f"| {row} | {found[0]['lr']:.2g} | {new} | {old} | {mean:.3f} | {found[0]['trained']:,} | {seconds:.0f} | {len(found)} |"
             )
