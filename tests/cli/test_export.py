@@ -21,8 +21,8 @@ from ftcli.cli.main import run
         ([], "argument"),
         (["builtin:tiny"], "--to"),
         (["builtin:tiny", "--to", "ggfu"], "did you mean `gguf`?"),
-        (["builtin:tiny", "--to", "awq"], "--to int4"),
-        (["builtin:tiny", "--to", "gguf", "--dtype", "q4_k_m"], "llama-quantize"),
+        (["builtin:tiny", "--to", "awq"], "--to gptq"),
+        (["builtin:tiny", "--to", "gguf", "--dtype", "q4_k"], "did you mean `q4_k_"),
         (["builtin:tiny", "--to", "hf", "--dtype", "int8"], "allowed: auto, float32, bfloat16, float16"),
         (["builtin:tiny", "--to", "hf", "--max-shard-size", "0GB"], "is no size"),
         (["builtin:tiny", "--to", "hf", "--push", "nobody"], "--push OWNER/NAME"),
@@ -71,9 +71,9 @@ def test_every_extra_that_is_named_can_be_installed() -> None:
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     files = [root / "README.md", *(root / "docs").glob("*.md"), *(root / "src").rglob("*.py")]
     named = {name: file.name for file in files for name in re.findall(r"ftcli\[([a-z-]+)\]", file.read_text())}
-    assert "gguf-check" in named
+    assert "llama-cpp" in named
     assert {name: file for name, file in named.items() if name not in extras} == {}
-    assert extras["gguf-check"][0].startswith("llama-cpp-python")
+    assert extras["llama-cpp"][0].startswith("llama-cpp-python")
 
 
 def test_a_finished_export_is_uploaded_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ftcli.errors import GateError, RequestError, UsageError
+from ftcli.errors import GateError, MissingExtraError, RequestError, RunError
 from ftcli.exporting.export import ExportReport, export
 from ftcli.exporting.formats.gguf import Gguf
 from ftcli.models.load import load_model, save_model
@@ -159,6 +159,64 @@ def test_a_sentencepiece_vocabulary_merges_in_the_same_order(adds_space: bool, m
     assert detail == ("cuts 1 of 5 texts otherwise: '  two  spaces\\tand\\n\\n lines \\r\\n end '" if adds_space else "cuts text alike")
 
 
+PHI3_TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}<|assistant|>\n"
+
+
+def with_turns(folder: Path, *, strips: bool, end: str = "<|end|>") -> Tokenizer:
+    """A SentencePiece vocabulary with tokens for turns, which may take the white space behind them, as Phi-3's do."""
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Backend
+
+    sentencepiece_folder(folder, adds_space=True)
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    turns = ["<|user|>", "<|assistant|>", end]
+    backend.add_special_tokens([AddedToken(turn, rstrip=strips, normalized=False) for turn in turns])
+    backend.add_special_tokens(["<|endoftext|>"])
+    backend.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": PHI3_TEMPLATE.replace("<|end|>", end)}))
+    return load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("strips", [True, False])
+def test_a_conversation_is_cut_as_in_training(strips: bool, make_model: Any, tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    report = exported(make_model("phi3", FAMILIES["phi3"], with_turns(tmp_path / "pieces", strips=strips)))
+    fields = GGUFReader(next(Path(report.output).glob("*.gguf"))).fields
+    assert fields["general.name"].contents() == ("model (Phi-3)" if strips else "model")
+    assert fields["tokenizer.ggml.add_space_prefix"].contents() is False  # a text's first word has one, what follows `<|user|>` has none
+    detail = found(report, "llama.cpp").detail
+    assert PHI3_TEMPLATE[-6:-2] not in detail
+    assert "<|user|>" not in detail
+
+
+def test_llama_cpp_stops_where_the_model_does(make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_model("llama", GROUPED, with_turns(tmp_path / "pieces", strips=False, end="<turn-over>"))
+    assert found(exported(folder), "llama.cpp").passed
+    monkeypatch.setattr("gguf.GGUFWriter.add_eot_token_id", lambda self, token: None)
+    with pytest.raises(GateError, match="it does not stop at '<turn-over>'"):
+        exported(folder, "f16")
+
+
+def test_a_wrong_number_in_a_quantised_file_is_found_by_running_it(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    folder = make_model("llama", GROUPED)
+    monkeypatch.setattr("gguf.GGUFWriter.add_rope_freq_base", lambda self, base: self.add_float32("llama.rope.freq_base", 10.0))
+    with pytest.raises(GateError, match=r"run by llama\.cpp"):
+        exported(folder, "q8_0")
+
+
+def test_a_name_does_not_change_how_text_is_cut(tmp_path: Path) -> None:
+    from ftcli.exporting.gguf.file import _title
+
+    plain, stripping = (load_tokenizer(str(with_turns(tmp_path / str(strips), strips=strips).folder)) for strips in (False, True))
+    assert _title("my-Phi3-run", plain) == "my-phi 3-run"
+    assert _title("my-Phi3-run", stripping) == "my-Phi3-run"
+    assert _title("orders", stripping) == "orders (Phi-3)"
+    assert _title("orders", plain) == "orders"
+
+
 def byte_level_tokenizer(folder: Path, expression: str | None) -> Tokenizer:
     """A byte-level BPE with merges over letters, digits and spaces, cut by `expression`."""
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
@@ -246,6 +304,71 @@ def test_what_the_format_has_no_place_for_is_refused(architecture: str, config: 
         exported(make_model(architecture, config))
 
 
-def test_k_quants_are_refused_with_what_makes_them() -> None:
-    with pytest.raises(UsageError, match="llama-quantize"):
-        Gguf("q4_k_m")
+def test_a_disk_that_fills_up_is_named(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(self: Any, *arguments: Any, **named: Any) -> None:
+        raise OSError("98304 requested and 18176 written")  # what numpy says
+
+    folder = make_model("llama", GROUPED)
+    monkeypatch.setattr("gguf.GGUFWriter.write_tensors_to_file", write)
+    with pytest.raises(RunError, match="the disk is full"):
+        exported(folder)
+    assert not (folder.parent / "out-f32").exists()
+
+
+WIDE = {**GROUPED, "hidden_size": 256, "intermediate_size": 512}
+
+
+def test_k_quants_without_llama_cpp_name_the_extra(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftcli.exporting.gguf.k_quants.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError) as caught:
+        exported(make_model("llama", WIDE), "q4_k_m")
+    assert "ftcli[llama-cpp]" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("kind", ["q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"])
+def test_k_quants_are_made_by_llama_cpp_and_read_by_both(kind: str, make_model: Any) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from gguf import GGUFReader
+
+    report = exported(make_model("llama", WIDE), kind)
+    assert all(check.passed for check in report.checks)
+    assert not any("other types" in check.name for check in report.checks)
+    files = [path.name for path in Path(report.output).iterdir()]
+    assert f"model-{kind}.gguf" in files
+    assert not any(name.endswith(".f32") for name in files)
+    stored = {tensor.tensor_type.name for tensor in GGUFReader(Path(report.output) / f"model-{kind}.gguf").tensors if len(tensor.shape) > 1}
+    assert kind[:4].upper() in stored
+    assert stored <= {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2"])
+def test_every_family_has_k_quants(family: str, make_model: Any) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    wide = {"n_embd": 256} if family == "gpt2" else {"hidden_size": 256, "intermediate_size": 512}
+    report = exported(make_model(family, {**FAMILIES[family], **wide}), "q4_k_m")
+    assert all(check.passed for check in report.checks)
+
+
+def test_tensors_of_a_k_quant_that_have_another_type_are_named(make_model: Any) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    report = exported(make_model("llama", {**WIDE, "intermediate_size": 480}), "q4_k_s")
+    told = next(check for check in report.checks if "other types" in check.name)
+    assert "2 as q5_0 (blk.0.ffn_down.weight, blk.1.ffn_down.weight)" in told.detail.replace("q5_1", "q5_0")
+
+
+def test_a_model_of_short_rows_has_no_k_quant(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftcli.exporting.gguf.k_quants.find_spec", lambda name: object())
+    with pytest.raises(RequestError, match=r"rows are 64 and 96 long, `q5_k_m` has blocks of 256\s+hint: --dtype q5_1"):
+        exported(make_model("llama", GROUPED), "q5_k_m")
+
+
+def test_a_k_quant_that_fails_leaves_nothing(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from ftcli.exporting.gguf import k_quants
+
+    monkeypatch.setattr("ftcli.exporting.formats.gguf.quantise", lambda plain, path, kind: k_quants.quantise(plain, path / "no", kind))
+    folder = make_model("llama", WIDE)
+    with pytest.raises(RunError, match=r"llama.cpp could not write q6_k"):
+        exported(folder, "q6_k")
+    assert not (folder.parent / "out-q6_k").exists()
+    assert not list(folder.parent.glob(".partial-*"))

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 
 ELSEWHERE = {
-    "gptq": "it needs calibration by a library that ftcli does not bring: export --to hf and run gptqmodel on it; or --to int4",
-    "awq": "it needs calibration by a library that ftcli does not bring: export --to hf and run llm-compressor on it; or --to int4",
+    "awq": "`--to gptq` rounds by the same data into the same layout; or export --to hf and run llm-compressor on it",
     "openvino": "export --to hf, then: optimum-cli export openvino --model FOLDER OUT; or --to onnx",
     "mlx": "export --to hf, then on a Mac: mlx_lm.convert --hf-path FOLDER",
 }
@@ -25,11 +24,12 @@ ELSEWHERE = {
 
 def export(
     targets: Annotated[list[str], typer.Argument(help="A run, a checkpoint, an adapter or model folder, builtin:NAME, or a hub id.")],
-    to: Annotated[str, typer.Option("--to", help="hf, adapter, gguf, ollama, onnx, int8, int4, vllm.")],
+    to: Annotated[str, typer.Option("--to", help="hf, adapter, gguf, ollama, onnx, int8, int4, gptq, vllm.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The new folder; the default is TARGET-FORMAT beside it.")] = None,
     dtype: Annotated[
-        str, typer.Option(help="How weights are stored: float32, bfloat16, float16; for gguf f32, f16, bf16, q8_0, q4_0, ...")
+        str, typer.Option(help="How weights are stored: float32, bfloat16, float16; for gguf f16, q8_0, q4_k_m, ...")
     ] = "auto",
+    data: Annotated[Path | None, typer.Option(help="For gptq: a file of rows to round by; a run has its own.")] = None,
     max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Largest file of weights: 5GB, 500MB.")] = "5GB",
     push: Annotated[str | None, typer.Option("--push", help="Then upload it to this repository of the hub: OWNER/NAME.")] = None,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda.")] = "auto",
@@ -42,7 +42,7 @@ def export(
     from ftcli.exporting.export import export as export_targets
     from ftcli.reporting.live import Reporter
 
-    form = _format(to, dtype, max_shard_size)
+    form = _format(to, dtype, max_shard_size, data)
     folder = output or _default_folder(targets[0], to)
     with words_on_stderr(as_json), Reporter(stream=sys.stderr if as_json else None) as reporter:
         if push is not None:
@@ -59,7 +59,7 @@ def export(
         print_json(report.to_json())
 
 
-def _format(name: str, dtype: str, max_shard_size: str) -> Format:
+def _format(name: str, dtype: str, max_shard_size: str, data: Path | None) -> Format:
     from ftcli.errors import UsageError, did_you_mean
     from ftcli.exporting.formats import FORMATS
 
@@ -67,7 +67,7 @@ def _format(name: str, dtype: str, max_shard_size: str) -> Format:
         raise UsageError(f"`{name}` is not offered", hint=ELSEWHERE[name])
     if name not in FORMATS:
         raise UsageError(f"unknown format `{name}`", hint=did_you_mean(name, list(FORMATS)) or f"formats: {', '.join(FORMATS)}")
-    return FORMATS[name](dtype, _bytes(max_shard_size))
+    return FORMATS[name](dtype, _bytes(max_shard_size), data)
 
 
 def _bytes(text: str) -> int:

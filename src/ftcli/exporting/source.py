@@ -52,6 +52,8 @@ class Source:
     """What was opened, in a few words."""
     reference: str | None = None
     """What `open_source` opens again; None for a checkpoint or a base that was named beside its adapter."""
+    recipe: Recipe | None = None
+    """Of the run."""
 
 
 def open_source(target: str, device: str = "auto") -> Source:
@@ -221,6 +223,7 @@ def run_source(recipe: Recipe, run_folder: Path, checkpoint: str | None, device:
         quantization=method.quantization(),
         description=f"run {run_folder}" if kept is None else f"checkpoint {kept.name} of run {run_folder}",
         reference=str((run_folder if kept is None else kept).resolve()),
+        recipe=recipe,
     )
 
 

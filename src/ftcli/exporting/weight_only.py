@@ -67,12 +67,12 @@ def verify_quantised(subject: Subject, folder: Path, quantization: Quantization)
     ]
 
 
-def usage() -> str:
-    """Markdown: how the folder is loaded."""
+def usage(package: str = "bitsandbytes") -> str:
+    """Markdown: how the folder is loaded, with `package` installed."""
     return (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer  # needs bitsandbytes\n\n"
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer  # needs PACKAGE\n\n"
         'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```'
-    )
+    ).replace("PACKAGE", package)
 
 
 def next_commands(output: Path) -> Sequence[str]:

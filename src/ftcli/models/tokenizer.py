@@ -162,15 +162,24 @@ class Tokenizer:
         Raises:
             DataError: the text holds half of a surrogate pair, which JSON can write and which is no character.
         """
+        encoding = self.encoding(text)
+        return encoding.ids, encoding.offsets
+
+    def encoding(self, text: str) -> tokenizers.Encoding:
+        """What `encode` takes its results from, where not all of them are needed: to list offsets takes long.
+
+        Raises:
+            DataError: as `encode`.
+        """
         try:
-            encoding = self.backend.encode(text, add_special_tokens=False)
+            encoding: tokenizers.Encoding = self.backend.encode(text, add_special_tokens=False)
         except TypeError as error:  # all that the library says of such a text
             half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
             if half is None:
                 raise
             what = f"holds half of a character: {half!r} is a lone surrogate"
             raise DataError("a text is no Unicode", [Problem("", what, "write the character whole, and files in UTF-8")]) from error
-        return encoding.ids, encoding.offsets
+        return encoding
 
     def encode_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """`encode` for many texts at once, on several threads."""

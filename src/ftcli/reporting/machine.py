@@ -21,7 +21,8 @@ EXTRAS = {
     "wandb": "metrics in Weights & Biases, `trackers: [wandb]`",
     "mlflow": "metrics in MLflow, `trackers: [mlflow]`",
     "zst": "data files that end in .zst",
-    "gguf-check": "exports to GGUF run by llama.cpp before they get their name",
+    "gptq": "weights in 4 bits that vLLM runs, `ftcli export --to gptq`",
+    "llama-cpp": "k-quants, and exports to GGUF run by llama.cpp before they get their name",
     "dev": "tests, lint and types of ftcli itself",
 }
 LOW_DISK_BYTES = 2 * GIB

@@ -59,7 +59,7 @@ class Adapter(Format):
         )
 
     def next_commands(self, output: Path) -> Sequence[str]:
-        return [f"ftcli generate {output} 'Once upon a time'", f"ftcli serve BASE --adapter {output.name}={output}"]
+        return [f"ftcli generate {output} 'Once upon a time'", f"ftcli serve {output}"]
 
 
 def adapter_folder(source: Source) -> Path:

@@ -46,6 +46,8 @@ class Format(ABC):
     """How weights are stored: one of `dtypes`; `auto` is what the format prefers."""
     max_shard_bytes: int = SHARD_BYTES
     """Largest file of weights, for formats that have several."""
+    data: Path | None = None
+    """Rows of text by which weights are rounded, for formats that do; None for those a run was trained on."""
 
     kind: ClassVar[str]
     """The name after `--to`."""
@@ -55,8 +57,12 @@ class Format(ABC):
     """The format needs plain weights."""
     single: ClassVar[bool] = True
     """The format holds one target."""
+    reads_data: ClassVar[bool] = False
+    """The format looks at `data`."""
 
     def __post_init__(self) -> None:
+        if self.data is not None and not self.reads_data:
+            raise UsageError(f"`{self.kind}` reads no data", hint="leave --data out, or `--to gptq`")
         if self.dtype != "auto" and self.dtype not in self.dtypes:
             allowed = ", ".join(("auto", *self.dtypes))
             hint = did_you_mean(self.dtype, self.dtypes)

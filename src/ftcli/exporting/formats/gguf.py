@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ftcli.errors import UsageError
 from ftcli.exporting.checks import Check
 from ftcli.exporting.formats.format import Format, Subject
-from ftcli.exporting.gguf.file import K_QUANTS, TYPES, require_gguf, write_gguf
+from ftcli.exporting.gguf.file import TYPES, require_gguf, write_gguf
+from ftcli.exporting.gguf.k_quants import K_QUANTS, check_rows, fallen_back, quantise, require_llama_cpp
 
 if TYPE_CHECKING:
     from ftcli.exporting.source import Source
@@ -19,35 +19,39 @@ class Gguf(Format):
     """Merged weights, tokenizer and template in one file."""
 
     kind: ClassVar[str] = "gguf"
-    dtypes: ClassVar[tuple[str, ...]] = tuple(TYPES)
-
-    def __post_init__(self) -> None:
-        if self.dtype in K_QUANTS:
-            hint = f"write f16, then: llama-quantize MODEL-f16.gguf OUT.gguf {self.dtype.upper()}; or one of {', '.join(TYPES)}"
-            raise UsageError(f"--dtype {self.dtype}: the `gguf` package can read k-quants and not write them; llama.cpp can", hint=hint)
-        super().__post_init__()
+    dtypes: ClassVar[tuple[str, ...]] = (*TYPES, *K_QUANTS)
 
     def check(self, source: Source) -> None:
         require_gguf()
+        if self.dtype in K_QUANTS:
+            require_llama_cpp(self.dtype)
+            check_rows(source.config(), self.dtype)
         source_family(source)
 
     def num_bytes(self, num_parameters: int, source: Source) -> int:
-        return int(num_parameters * TYPES[self.stored_dtype(source)] / 8) + 2**22
+        kind = self.stored_dtype(source)
+        bits = TYPES["f32"] + TYPES["q8_0"] if kind in K_QUANTS else TYPES[kind]  # the file it is made from, and the largest type in it
+        return int(num_parameters * bits / 8) + 2**22
 
     def write(self, subject: Subject, folder: Path) -> None:
-        write_gguf(
-            subject.model,
-            subject.source.tokenizer,
-            folder / self.file_name(subject.source),
-            self.stored_dtype(subject.source),
-            subject.source.name,
-        )
+        source, kind = subject.source, self.stored_dtype(subject.source)
+        path = folder / self.file_name(source)
+        if kind not in K_QUANTS:
+            write_gguf(subject.model, source.tokenizer, path, kind, source.name)
+            return
+        plain = path.with_suffix(".f32")
+        write_gguf(subject.model, source.tokenizer, plain, "f32", source.name)
+        quantise(plain, path, kind)
+        plain.unlink()
 
     def verify(self, subject: Subject, folder: Path) -> Sequence[Check]:
         from ftcli.exporting.gguf.read_back import by_llama_cpp, by_transformers
 
         path, kind = folder / self.file_name(subject.source), self.stored_dtype(subject.source)
-        return [by_transformers(subject, path, kind), by_llama_cpp(subject, path, kind)]
+        first = by_transformers(subject, path, kind)
+        checks = [first, by_llama_cpp(subject, path, kind, first.difference)] if first.difference is not None else [first]
+        fallen = fallen_back(path) if kind in K_QUANTS else ""
+        return [Check(f"{kind} with tensors of other types", True, fallen), *checks] if fallen else checks
 
     def stored_dtype(self, source: Source) -> str:
         return {"bfloat16": "bf16", "float16": "f16"}.get(source.dtype, "f16") if self.dtype == "auto" else self.dtype

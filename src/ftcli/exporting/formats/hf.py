@@ -81,12 +81,12 @@ def write_model(subject: Subject, folder: Path, dtype: str, max_shard_bytes: int
     model, tokenizer = subject.model, subject.source.tokenizer
     settle_stops(model, tokenizer)
     with quiet_libraries():
-        model.save_pretrained(folder, state_dict=_rounded(model, getattr(torch, dtype)), max_shard_size=max_shard_bytes)
-    _state_dtype(folder, dtype)
+        model.save_pretrained(folder, state_dict=rounded_state(model, getattr(torch, dtype)), max_shard_size=max_shard_bytes)
+    state_dtype(folder, dtype)
     tokenizer.save(folder)
 
 
-def _rounded(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+def rounded_state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """The weights in `dtype`; tied ones stay one tensor, as transformers expects when it saves."""
     made: dict[int, Tensor] = {}
     return {
@@ -95,7 +95,7 @@ def _rounded(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
-def _state_dtype(folder: Path, dtype: str) -> None:
+def state_dtype(folder: Path, dtype: str) -> None:
     """config.json names the dtype of the weights beside it: transformers writes that of the model in memory."""
     import json
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 from ftcli.exporting.checks import Check
 from ftcli.exporting.formats.format import Format, Subject
 from ftcli.exporting.formats.gguf import Gguf
-from ftcli.exporting.gguf.file import TYPES
 from ftcli.exporting.go_template import BATTERY, RAW, turn_texts
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ class Ollama(Format):
     """What `ollama create` reads."""
 
     kind: ClassVar[str] = "ollama"
-    dtypes: ClassVar[tuple[str, ...]] = tuple(TYPES)
+    dtypes: ClassVar[tuple[str, ...]] = Gguf.dtypes
 
     @property
     def _file(self) -> Gguf:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import GateError, MissingExtraError, Problem
 from ftcli.exporting.gguf.families import Family, family_of, rope_of, tensors_of
-from ftcli.exporting.gguf.vocabulary import Vocabulary, vocabulary_of
+from ftcli.exporting.gguf.vocabulary import Vocabulary, strips_after_special, vocabulary_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 TYPES = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q5_1": 6.0, "q5_0": 5.5, "q4_1": 5.0, "q4_0": 4.5}
 """What the `gguf` package can write, with its bits per weight."""
-K_QUANTS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 BLOCK = 32
 _FLOAT_TYPES = ("f32", "f16", "bf16")
 
@@ -51,15 +52,20 @@ def write_gguf(model: PreTrainedModel, tokenizer: Tokenizer, path: Path, kind: s
     embedding: Any = model.get_input_embeddings()
     vocabulary = vocabulary_of(tokenizer, len(embedding.weight))
     writer = GGUFWriter(path, family.architecture)
-    _add_metadata(writer, config, family, kind, name)
+    _add_metadata(writer, config, family, kind, _title(name, tokenizer))
     _add_tokenizer(writer, tokenizer, vocabulary)
     for gguf_name, _, tensor in tensors_of(model, family):
         data, stored = encoded(gguf_name, tensor, kind)
         writer.add_tensor(gguf_name, data, raw_dtype=stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    except OSError as error:
+        if error.errno is None:  # numpy's word for fewer bytes written than asked for
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise
 
 
 def stored_type(gguf_name: str, shape: Sequence[int], kind: str) -> str:
@@ -98,7 +104,7 @@ def _add_metadata(writer: GGUFWriter, config: Any, family: Family, kind: str, na
     from gguf import LlamaFileType
 
     num_heads = config.num_attention_heads
-    writer.add_name(name.capitalize() if name == "mistral" else name)  # by this very name transformers takes another way, and fails
+    writer.add_name(name)
     writer.add_file_type(LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"])
     writer.add_quantization_version(2)
     writer.add_context_length(_context(config, family))
@@ -122,6 +128,17 @@ def _add_metadata(writer: GGUFWriter, config: Any, family: Family, kind: str, na
     if family.architecture == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping or 0.0)
         writer.add_final_logit_softcapping(config.final_logit_softcapping or 0.0)
+
+
+def _title(name: str, tokenizer: Tokenizer) -> str:
+    """The model's name, as far as runtimes do not read more into it than there is."""
+    if name == "mistral":
+        return "Mistral"  # by this very name transformers takes another way, and fails
+    is_phi3 = "phi-3" in name.lower() or "phi3" in name.lower()
+    known = all(tokenizer.backend.token_to_id(token) is not None for token in ("</s>", "<unk>", "<s>", "<|endoftext|>"))
+    if known and strips_after_special(tokenizer):  # llama.cpp knows it by the name alone
+        return name if is_phi3 else f"{name} (Phi-3)"
+    return re.sub(r"(?i)phi-?3", "phi 3", name) if is_phi3 else name
 
 
 def _context(config: Any, family: Family) -> int:
@@ -153,7 +170,9 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, vocabulary: Vocabul
     else:
         writer.add_token_merges(vocabulary.merges)
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": _id(tokenizer, "unk_token"), "pad": tokenizer.pad_id}
-    ids["eot"] = None if tokenizer.end_of_turn is None else tokenizer.backend.token_to_id(tokenizer.end_of_turn)
+    end_of_turn = None if tokenizer.end_of_turn is None else tokenizer.backend.token_to_id(tokenizer.end_of_turn)
+    stops = [token for token in (end_of_turn, *tokenizer.stop_ids) if token is not None and token != tokenizer.eos_id]
+    ids |= dict(zip(("eot", "eom"), dict.fromkeys(stops), strict=False))
     for short, token in ids.items():
         if token is not None:
             getattr(writer, f"add_{short}_token_id")(token)

@@ -1,7 +1,7 @@
 """What llama.cpp computes for some token ids and texts; run as a program of its own, because a file it cannot run may end it.
 
-Reads `{"path": ..., "probe": [[ids]], "texts": [...]}` from stdin, writes logits to the file named by the first argument, and prints
-the ids of the texts as JSON.
+Reads `{"path": ..., "probe": [[ids]], "texts": [...], "stops": [ids], "num_threads": ...}` from stdin, writes logits to the file named
+by the first argument, and prints the ids of the texts, and the stops at which it would go on, as JSON.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ def main() -> None:
     """Answer one question from stdin."""
     import numpy as np
     from llama_cpp import Llama
+    from llama_cpp import llama_cpp as native
 
     _use_plain_kernels()
     asked = json.load(sys.stdin)
     longest = max(map(len, asked["probe"]))
     float32 = 0  # of ggml's types: the cache of keys and values is otherwise rounded to float16
-    runtime = Llama(
-        asked["path"], n_ctx=longest, n_batch=longest, logits_all=True, verbose=False, n_threads=1, type_k=float32, type_v=float32
-    )
+    threads = asked["num_threads"]
+    sizes = {"n_ctx": longest, "n_batch": longest, "n_threads": threads, "n_threads_batch": threads}
+    runtime = Llama(asked["path"], logits_all=True, verbose=False, type_k=float32, type_v=float32, **sizes)
     rows = []
     for ids in asked["probe"]:
         runtime.reset()
         runtime.eval(ids)
         rows.append(np.array(runtime.scores[: len(ids)], dtype=np.float32))
     np.save(sys.argv[1], np.concatenate(rows))
-    print(json.dumps([runtime.tokenize(text.encode("utf-8"), add_bos=False, special=True) for text in asked["texts"]]))
+    vocabulary = native.llama_model_get_vocab(runtime.model)
+    unknown_stops = [token for token in asked["stops"] if not native.llama_vocab_is_eog(vocabulary, token)]
+    ids = [runtime.tokenize(text.encode("utf-8"), add_bos=False, special=True) for text in asked["texts"]]
+    print(json.dumps({"ids": ids, "unknown_stops": unknown_stops}))
 
 
 def _use_plain_kernels() -> None:

@@ -8,11 +8,10 @@ matched is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftcli.errors import Problem, RequestError
+from ftcli.errors import DataError, Problem, RequestError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -86,7 +85,25 @@ def vocabulary_of(tokenizer: Tokenizer, num_rows: int) -> Vocabulary:
         return Vocabulary("gpt2", _rule(tokenizer, model), tokens, kinds, [], merges or [_NO_MERGE], adds_space=False)
     if not model.get("byte_fallback"):
         raise _refused("it is neither byte-level nor falls back to bytes")
-    return Vocabulary("llama", "default", tokens, kinds, _scores(model, len(tokens)), [], _adds_space(backend))
+    return Vocabulary("llama", "default", tokens, kinds, _scores(model, len(tokens)), [], _adds_space(tokenizer))
+
+
+def conversation_text(tokenizer: Tokenizer) -> str | None:
+    """A conversation as the chat template writes it; None where there is none, or where it refuses."""
+    if tokenizer.chat_template is None:
+        return None
+    turns = [("user", "How many apples are left?"), ("assistant", "Five."), ("user", "And pears?")]
+    try:
+        return tokenizer.render([{"role": role, "content": text} for role, text in turns], add_generation_prompt=True)
+    except DataError:
+        return None
+
+
+def strips_after_special(tokenizer: Tokenizer) -> bool:
+    """Does the tokenizer drop white space behind special tokens, as Phi-3's does?"""
+    kept = ("<unk>", "<s>", "<|endoftext|>")
+    added = json.loads(tokenizer.backend.to_str())["added_tokens"]
+    return any(entry["rstrip"] and entry["special"] and entry["content"] not in kept for entry in added)
 
 
 def _pieces(tokenizer: Tokenizer, content: dict[str, Any], num_rows: int) -> tuple[list[bytes], list[int]]:
@@ -151,10 +168,19 @@ def _scores(model: dict[str, Any], num_tokens: int) -> list[float]:
     return scores
 
 
-def _adds_space(backend: tokenizers.Tokenizer) -> bool:
-    """Does the tokenizer put a space before a text?"""
-    pieces: Sequence[str] = backend.encode("a", add_special_tokens=False).tokens
-    return bool(pieces) and pieces[0].startswith("▁")
+def _adds_space(tokenizer: Tokenizer) -> bool:
+    """Does the tokenizer put a space before a text?
+
+    llama.cpp puts one behind every special token, too. Where a tokenizer puts one only before the very first word, a model that
+    talks is asked what its conversations have.
+    """
+    text = conversation_text(tokenizer) or "a"
+    coded = tokenizer.backend.encode(text, add_special_tokens=False)
+    added = set(tokenizer.added_texts)
+    for piece, (start, _) in zip(coded.tokens, coded.offsets, strict=True):
+        if piece not in added:
+            return piece.startswith("▁") and text[start] != " "
+    return False
 
 
 def _refused(why: str) -> RequestError:
