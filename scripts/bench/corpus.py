@@ -13,6 +13,7 @@ Python with torch, transformers and datasets.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -25,26 +26,28 @@ import time
 from pathlib import Path
 from typing import Any
 
-WORDS_PER_SENTENCE, SENTENCES = 12, 20_000
 MAX_LENGTH, BATCH = 256, 8
 LIMIT_BYTES, LIMIT_SECONDS = 10**9, 1.0
 
 
 def write_corpus(path: Path, megabytes: float, document_bytes: int) -> int:
-    """Documents of words by Zipf's law, the same for the same arguments; how many there are."""
+    """Documents of sentences drawn from the embedded stories, the same for the same arguments; how many there are."""
+    from ftcli.data.sources.builtin import Builtin
+
     generator = random.Random(7)
-    letters = "etaoinshrdlucmfwypvbgkqjxz"
-    words = ["".join(generator.choices(letters, weights=range(26, 0, -1), k=generator.randint(2, 9))) for _ in range(30_000)]
-    weights = [1 / rank for rank in range(1, len(words) + 1)]
-    drawn = generator.choices(words, weights=weights, k=SENTENCES * WORDS_PER_SENTENCE)
-    sentences = [" ".join(drawn[i : i + WORDS_PER_SENTENCE]).capitalize() + ". " for i in range(0, len(drawn), WORDS_PER_SENTENCE)]
-    per_document = max(1, round(document_bytes / (sum(map(len, sentences)) / len(sentences))))
+    stories = (row["text"] for _, row in Builtin(name="stories").rows())
+    parts = {part.strip(" .") for story in stories for part in story.replace("\n", " ").split(". ")}
+    # A sentence as JSON writes it, so that a document is only joined.
+    sentences = [json.dumps(part + ". ")[1:-1] for part in sorted(parts) if part]
+    per_document = max(2, round(document_bytes / (sum(map(len, sentences)) / len(sentences))))
     num_bytes = count = 0
     with path.open("w") as file:
         while num_bytes < megabytes * 1e6:
-            text = "".join(generator.choices(sentences, k=generator.randint(1, 2 * per_document - 1)))
-            num_bytes += file.write(json.dumps({"text": text}) + "\n")
-            count += 1
+            sizes = generator.choices(range(2, 2 * per_document - 1), k=1000)
+            drawn = iter(generator.choices(sentences, k=sum(sizes)))
+            lines = ['{"text": "' + "".join(itertools.islice(drawn, size)) + '"}\n' for size in sizes]
+            num_bytes += file.write("".join(lines))
+            count += len(lines)
     return count
 
 
@@ -111,7 +114,7 @@ def fabricate(job: dict[str, Any]) -> dict[str, Any]:
 
     from ftcli.data.cache import default_cache_folder, key_of_source
     from ftcli.data.chunks import Tally, Work, chunk_path, tokenise_chunk, write_chunk
-    from ftcli.data.store import report_of, write_meta, write_store
+    from ftcli.data.store import StoreWriter, report_of, write_meta
     from ftcli.models.tokenizer import load_tokenizer
 
     entry = recipe(job).data.train[0]
@@ -135,7 +138,10 @@ def fabricate(job: dict[str, Any]) -> dict[str, Any]:
         arrays["trees"]["digest"] = generator.integers(0, 2**63, len(arrays["trees"]), dtype=np.uint64)
         write_chunk(chunk_path(part, number), arrays, tally)
         paths.append(chunk_path(part, number))
-    total, row_lengths = write_store(folder, [paths[number % len(paths)] for number in range(count)], work.tokenizer.vocab_size)
+    with StoreWriter(folder, work.tokenizer.vocab_size) as writer:
+        for number in range(count):
+            writer.add(paths[number % len(paths)])
+        total, row_lengths = writer.finish()
     shutil.rmtree(part)
     assert isinstance(total, Tally)
     report = report_of(total, row_lengths, name="corpus", format_kind="text", on_overflow=policy, cache_key=key)
@@ -218,8 +224,10 @@ def compare(arguments: argparse.Namespace, folder: Path) -> bool:
     sides = [("ftcli", sys.executable, ("tokenise", "first_step"))]
     if arguments.peer_python:
         sides.append(("datasets + Trainer", arguments.peer_python, ("peer_tokenise", "peer_first_step")))
-    corpora = {}
-    for name, megabytes in (("small", arguments.small), ("large", arguments.megabytes)):
+    corpora, sizes = {}, {"small": arguments.small, "middle": arguments.peer_megabytes, "large": arguments.megabytes}
+    if not 0 < arguments.peer_megabytes < arguments.megabytes:
+        sizes.pop("middle")
+    for name, megabytes in sizes.items():
         corpora[name] = folder / f"{name}.jsonl"
         write_corpus(corpora[name], megabytes, arguments.document_bytes)
     print(
@@ -227,8 +235,11 @@ def compare(arguments: argparse.Namespace, folder: Path) -> bool:
     )
     print("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|", flush=True)
     held, seconds = True, {}
-    for side, python, (make, begin) in sides:
-        for name, path in corpora.items():
+    for name, path in corpora.items():
+        # One side right after the other, so that both meet the same load.
+        for side, python, (make, begin) in sides:
+            if side != "ftcli" and name == "large" and "middle" in corpora:
+                continue
             this = {**job, "corpus": str(path), "folder": str(folder), "unit": arguments.unit, "replay": False, "at_middle": False}
             made, begun = in_process(python, make, this, environment), in_process(python, begin, this, environment)
             megabytes = path.stat().st_size / 1e6
@@ -282,6 +293,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="tokenising processes; 0 is the default of each side")
     parser.add_argument("--base", default="builtin:tiny")
     parser.add_argument("--peer-python", help="Python of an environment with datasets and transformers")
+    parser.add_argument("--peer-megabytes", type=float, default=0, help="the peer does a corpus of so many MB, and ftcli this one, too")
     parser.add_argument("--folder", type=Path, help="where there is room for several times the corpus")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)

@@ -31,6 +31,7 @@ from ftcli.data.mixtures.balanced import Balanced
 from ftcli.data.mixtures.passes import Passes
 from ftcli.data.mixtures.replay import Replay, ShareSchedule
 from ftcli.data.mixtures.shares import Shares
+from ftcli.data.mixtures.stream import Stream
 from ftcli.data.order import Order
 from ftcli.data.prepare import Prepared, look, prepare
 from ftcli.data.settings import Data, EvaluationSource, Generate, TrainSource
@@ -745,6 +746,7 @@ TABLE = (
     Group(Replay, order_of, {"accounting": "add"}),
     Group(ShareSchedule, replayed, {"first": 0.9, "to": 0.3, "shape": "cosine"}, base={"first": 0.1, "to": 0.9}),
     Group(Shares, order_of, {"unit": "tokens"}),
+    Group(Stream, order_of, {"window": 7}),
     Group(EarlyStopping, judged, {"patience": 2, "min_improvement": 0.1}),
     Group(Chat, example, {"messages": "dialogue", "system": "persona", "tools": "functions", "weight": "importance", "turns": "last"}),
     Group(Completion, example, {"prompt": "question", "completion": "answer", "weight": "importance", "append_eos": False}),

@@ -29,6 +29,7 @@ FLOORS = (
         "evaluation.details",
         "evaluation.approaches",
         "training.smoke",
+        "training.smoke_chain",
         "training.chain",
         "training.after",
         "exporting",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import ROOT
+from tests.laws.test_resume import process
 
 from ftcli.cli.main import run
 from ftcli.errors import RecipeError
@@ -138,6 +140,75 @@ def test_a_chain_that_was_stopped_ends_bitwise_as_one_that_was_not(
     expected, found = results(whole), results(tmp_path)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_a_chain_that_was_killed_ends_bitwise_as_one_that_was_not(whole: Path, tmp_path: Path) -> None:
+    """kill -9 inside the first stage, as it ends, inside the second, inside the last."""
+    path, stages = write_chain(tmp_path, STAGES), tmp_path / "out" / "stages"
+
+    def until(text: str, file: Path, child: Any) -> bool:
+        while child.poll() is None:
+            if file.exists() and text in file.read_text():
+                return True
+            time.sleep(0.005)
+        return False
+
+    moments = [
+        ('"step": 2,', "01-domain/metrics.jsonl"),
+        ('"summary": {', "01-domain/manifest.json"),
+        ('"step": 2,', "02-task/metrics.jsonl"),
+        ('"step": 1,', "04-last/metrics.jsonl"),
+    ]
+    for text, name in moments:
+        child = process(path, "--resume")
+        is_there = until(text, stages / name, child)
+        child.kill()
+        output, _ = child.communicate()
+        assert is_there, output.decode()
+    last = process(path, "--resume")
+    output, _ = last.communicate(timeout=300)
+    assert last.returncode == 0, output.decode()
+    expected, found = results(whole), results(tmp_path)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert all(proof["passed"] for proof in read_chain(tmp_path / "out")["proofs"])
+
+
+def test_a_smoke_run_goes_through_all_stages_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = {"epochs": 5, "global_batch_size": 64, "lr": 1e-2}
+    path = write_chain(tmp_path, [STAGES[0], {**STAGES[1], "train": {"seed": 3}}, *STAGES[2:]], train=long)
+    assert run(["train", str(path), "--smoke", "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["smoke"]
+    assert [stage["begin"] for stage in found["stages"]] == ["base", "model", "keep", "merge"]
+    assert [stage["steps"] for stage in found["stages"]] == [4, 4, 4, 4]
+    assert all(proof["passed"] for proof in found["proofs"])
+    assert "every stage resumed from its last checkpoint, and proven again" in captured.err
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["chain.yaml"]
+
+
+def test_a_smoke_run_of_a_chain_takes_a_tiny_model_for_a_base_that_is_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ftcli.training.smoke.MAX_BASE_BYTES", 1)
+    stages = [stage("task", {**LORA, "rank": 64}), stage("on", {**LORA, "rank": 64}, "reviews", "completion", train={"seed": 3})]
+    path = write_chain(tmp_path, [*stages, STAGES[0]], model={"base": "builtin:tiny"})
+    assert run(["train", str(path), "--smoke"]) == 0
+    said = capsys.readouterr().out
+    assert "a tiny llama with random weights stands in for builtin:tiny" in said
+    assert said.endswith("ok: the smoke run of chain.yaml went through; its folder is removed\n")
+
+
+def test_stages_on_one_adapter_share_the_tokens_that_the_first_has_found(tmp_path: Path) -> None:
+    model = {"base": "builtin:tiny", "add_tokens": {"mine": 3, "train": "all"}}
+    loaded = load_chain(write_chain(tmp_path, [stage("a", LORA), stage("b", LORA), stage("c", LORA)], model=model))
+    found = [one.loaded.recipe.model.add_tokens for one in loaded.stages]
+    assert [one and (one.mine, one.file, one.train) for one in found] == [
+        (3, None, "all"),
+        *[(None, str(tmp_path / "out" / "stages" / "01-a" / "added_tokens.txt"), "all")] * 2,
+    ]
 
 
 def test_a_stage_that_begins_elsewhere_is_caught(whole: Path) -> None:

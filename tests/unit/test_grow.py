@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from ftcli.models.changes import changes_of, probe_logits
 from ftcli.models.grow.blocks import GrowBlocks, interleaved
 from ftcli.models.grow.depth import GrowDepth
 from ftcli.models.grow.experts import GrowExperts
-from ftcli.models.grow.growth import grow, grown_parameters
+from ftcli.models.grow.growth import grow, grown_parameters, rebuilt
 from ftcli.models.grow.width import GrowWidth
 from ftcli.recipe.load import load_recipe
 
@@ -79,6 +81,22 @@ def test_silent_neurons_leave_logits_unchanged(kind: str, tmp_path: Path) -> Non
     difference = float((probe_logits(grown, 97) - before).abs().max())
     assert difference == 0.0 or (kind in ROUNDED and difference < 2e-6)
     assert torch.equal(probe_logits(reloaded(grown, tmp_path), 97), probe_logits(grown, 97))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("is_old", [True, False], ids=["an old neuron", "a new one"])
+def test_silent_neurons_are_proven_by_their_weights(kind: str, is_old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def altered(model: Any, config: Any, tensors: dict[str, Any]) -> Any:
+        made = rebuilt(model, config, tensors)
+        name = next(n for n in tensors if n.endswith(("mlp.down_proj.weight", "mlp.c_proj.weight", "experts.down_proj")))
+        neurons = made.get_parameter(name) if kind != "gpt2" else made.get_parameter(name).T
+        with torch.no_grad():
+            neurons[..., 0 if is_old else -1] += 1e-9  # far less than logits show
+        return made
+
+    monkeypatch.setattr("ftcli.models.grow.width.rebuilt", altered)
+    with pytest.raises(RequestError, match="old neurons would not be what they were"):
+        grow(make(kind), GrowWidth(factor=1.5), 1)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -151,6 +169,33 @@ def test_blocks_are_spread_evenly(count: int, new: int, origins: list[int]) -> N
 def test_a_growth_that_does_not_fit_is_refused(kind: str, growth: Any, said: str) -> None:
     with pytest.raises(RequestError, match=said):
         grow(make(kind), growth, 1)
+
+
+@pytest.mark.parametrize(
+    ("growth", "said"),
+    [
+        ("{kind: blocks, num_blocks: 99}", "99 for a model with "),
+        ("{kind: depth, left_out: 90}", "the result would have 0"),
+        ("{kind: experts}", "a `gpt2` has no sibling with experts"),
+        ("{kind: width}", None),
+    ],
+)
+def test_a_fast_check_tells_what_the_configuration_tells(
+    growth: str, said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ftcli.builtin import catalogue
+    from ftcli.cli.main import run
+
+    shutil.copytree(catalogue.model_folder("tiny"), tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, **({"model_type": "gpt2"} if "experts" in growth else {})}))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"version: 1\nname: a\nmodel: {{base: base, grow: {growth}}}\nmethod: {{kind: full}}\n"
+        "data: {train: [{source: {kind: builtin, name: stories}}]}\n"
+    )
+    assert run(["check", str(path), "--fast"]) == (0 if said is None else 2)
+    assert said is None or said in capsys.readouterr().err
 
 
 def test_a_growth_that_changes_what_is_computed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

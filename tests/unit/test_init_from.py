@@ -222,3 +222,24 @@ def test_a_fingerprint_is_that_of_the_weights_whatever_they_are_loaded_as(world:
     assert is_other_base(of("other"), of("base"))
     assert not is_other_base(of("base", quantization=Quantization()), of("other"))
     assert is_other_base(of("base", quantization=Quantization()), of("other", quantization=Quantization()))
+
+
+def test_a_run_reads_text_as_the_one_that_it_begins_from(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = str(world / "base")
+    rope = {"kind": "linear", "factor": 2.0}
+    train(world, "scaled", LORA, model={"base": base, "rope": rope})
+    train(world, "worded", LORA, model={"base": base, "add_tokens": {"tokens": ["xylophonist", "quasarlike"]}})
+    tokens = str(world / "worded" / "added_tokens.txt")
+    for origin, model, said in (
+        ("scaled", {}, "was trained with scaled positions, and the recipe says nothing of them"),
+        ("scaled/adapter", {}, "`rope: {kind: linear, factor: 2.0}`"),
+        ("worded", {}, f"`add_tokens: {{file: {tokens}}}`"),
+        ("worded", {"add_tokens": {"tokens": ["quasarlike", "xylophonist"]}}, "2 of 2 new tokens"),
+        ("worded/adapter", {"add_tokens": {"tokens": ["xylophonist"]}}, "1 of 2 new tokens"),
+    ):
+        path = write_recipe(world, "refused", LORA, init_from={"path": str(world / origin)}, model={"base": base, **model})
+        assert run(["train", str(path)]) == 2
+        assert said in capsys.readouterr().err
+        assert not (world / "refused").exists()
+    train(world, "longer", LORA, init_from={"path": str(world / "scaled")}, model={"base": base, "rope": {**rope, "factor": 4.0}})
+    train(world, "as-worded", LORA, init_from={"path": str(world / "worded")}, model={"base": base, "add_tokens": {"file": tokens}})

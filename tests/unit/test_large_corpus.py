@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ftcli.data import audit as audits
 from ftcli.data import file_hashes, kept_audit
+from ftcli.data.audit import MAX_LISTED, AuditReport
 from ftcli.data.file_hashes import sha256_of_file
 from ftcli.data.prepare import Prepared, prepare
 from ftcli.data.settings import Data
 from ftcli.data.sources.hub import Hub
 from ftcli.data.store import TreeStore
+from ftcli.errors import RunError
 from ftcli.models.tokenizer import load_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -35,7 +40,7 @@ def test_an_audit_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     first = prepared(tmp_path, texts)
     assert first.audit.num_duplicates == 1
     monkeypatch.setattr(kept_audit, "audit", lambda *stores: pytest.fail("audited again"))
-    monkeypatch.setattr(TreeStore, "digests", property(lambda self: pytest.fail("every example is read")))
+    monkeypatch.setattr(TreeStore, "digest_parts", lambda self: pytest.fail("every example is read"))
     again = prepared(tmp_path, texts)
     assert again.audit == first.audit
     assert again.notes == first.notes
@@ -57,8 +62,72 @@ def test_digests_are_those_of_the_trees(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(stores, "READ_TREES", 2)
     store = prepared(tmp_path, ["a fox", "a dog", "a fox", "a cat", "a cow"]).train[0]
-    assert store.digests.tolist() == np.asarray(store._heads["digest"][:-1]).tolist()
-    assert store.digests[0] == store.digests[2] != store.digests[1]
+    parts = list(store.digest_parts())
+    assert [len(part) for part in parts] == [2, 2, 1]
+    digests = np.concatenate(parts).tolist()
+    assert digests == store._heads["digest"][:-1].tolist()
+    assert digests[0] == digests[2] != digests[1]
+
+
+class Digests:
+    """A store of which only the digests are asked for."""
+
+    def __init__(self, name: str, digests: list[int]) -> None:
+        self.name, self._digests = name, np.array(digests, dtype=np.uint64)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def where(self, index: int) -> str:
+        return f"{self.name}:{index}"
+
+    def digest_parts(self) -> Any:
+        yield from np.array_split(self._digests, 3)
+
+
+def audited_by_hand(train: list[Digests], evaluation: list[Digests]) -> AuditReport:
+    """What repeats, told one example after the other."""
+    first: dict[int, str] = {}
+    duplicates, num_overlap, overlap = [], Counter[str](), []
+    for store in train:
+        for index, value in enumerate(store._digests.tolist()):
+            if value in first:
+                duplicates.append((store.where(index), first[value]))
+            first.setdefault(value, store.where(index))
+    for store in evaluation:
+        for index, value in enumerate(store._digests.tolist()):
+            if value in first:
+                num_overlap[store.name] += 1
+                overlap.append((store.where(index), first[value]))
+    return AuditReport(len(duplicates), duplicates[:MAX_LISTED], dict(num_overlap), overlap[:MAX_LISTED])
+
+
+@pytest.mark.parametrize("bucket_examples", [1, 7, 50, 10_000])
+@pytest.mark.parametrize("num_values", [3, 60, 2**63])
+def test_an_audit_in_buckets_finds_what_a_walk_through_all_finds(
+    bucket_examples: int, num_values: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audits, "BUCKET_EXAMPLES", bucket_examples)
+    rng = np.random.default_rng(num_values % 1000)
+    lists = [rng.integers(0, num_values, size, dtype=np.uint64).tolist() for size in (40, 0, 90, 30, 1, 25)]
+    lists[-1] += lists[0][5:9]
+    stores = [Digests(name, digests) for name, digests in zip("abcxyz", lists, strict=True)]
+    train, evaluation = stores[:3], stores[3:]
+    by_hand = audited_by_hand(train, evaluation)
+    assert by_hand.num_overlap["z"] >= 4
+    assert audits.audit(train, evaluation, tmp_path) == by_hand  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+    assert audits.audit(train, [], tmp_path) == audited_by_hand(train, [])  # type: ignore[arg-type]
+    assert audits.audit([], evaluation, tmp_path).num_duplicates == 0  # type: ignore[arg-type]
+
+
+def test_a_full_disk_stops_the_audit_with_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> Any:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(kept_audit, "audit", full)
+    with pytest.raises(RunError, match="the disk is full: examples that stand in the data twice"):
+        prepared(tmp_path, ["a fox"])
 
 
 @pytest.fixture

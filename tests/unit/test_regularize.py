@@ -15,6 +15,7 @@ from tests.laws.registered import Bench, described, language_methods, make_bench
 from torch import Tensor
 
 from ftcli.cli.main import run
+from ftcli.errors import RequestError
 from ftcli.layout.build import build_posed
 from ftcli.layout.model import TreeModel, inner_model
 from ftcli.methods.full import Full
@@ -22,6 +23,8 @@ from ftcli.methods.lora import Lora
 from ftcli.methods.parameter_groups import trained_parameters
 from ftcli.methods.prefix import Prefix
 from ftcli.methods.prompt import Prompt
+from ftcli.models.load import load_model
+from ftcli.models.settings import Model
 from ftcli.objectives.causal_lm import CausalLM
 from ftcli.objectives.classification import Classification
 from ftcli.objectives.regularize.divergence import Divergence
@@ -35,6 +38,7 @@ from ftcli.objectives.regularize.teacher import AdapterOff, AtStart
 from ftcli.objectives.regularize.teacher_cache import SMALLEST_LOG_PROB, TeacherCache, write_answers
 from ftcli.optim.optimizers.sgd import SGD
 from ftcli.training.assemble import assemble_learner, make_accelerator
+from ftcli.training.resources import held_bytes, require_memory
 from ftcli.training.step import optimizer_step
 
 EVERYTHING = frozenset({0})
@@ -378,6 +382,37 @@ def test_soft_prompts_can_be_held(bench: Bench, method: Any) -> None:
     _, added = steps(holding(bench, KL(), L2SP()), method)
     assert added[2]["kl"] > 0
     assert added[2]["l2_sp"] > 0
+
+
+@pytest.mark.parametrize("method", [Prompt(prompt_length=3), Prefix(prefix_length=3), Full()], ids=lambda method: method.kind)
+def test_what_a_run_begins_with_costs_nothing_at_the_first_step(bench: Bench, method: Any) -> None:
+    _, added = steps(holding(bench, KL(teacher="start"), L2SP(decoupled=True)), method)
+    assert added[0] == {"kl": pytest.approx(0.0, abs=1e-9), "l2_sp": 0.0}
+    assert added[1]["kl"] > 0
+    assert added[1]["l2_sp"] > 0
+
+
+def test_memory_counts_what_regularizers_hold(bench: Bench) -> None:
+    def held(method: Any, *regularizers: Any) -> tuple[int, int]:
+        recipe, parts = holding(bench, *regularizers).parts(method)
+        return held_bytes(recipe, parts.module), sum(p.numel() for _, p in trained_parameters(parts.module))
+
+    found, numbers = held(Full(), KL(), L2SP(), EWC())
+    assert found == (4 + 2) * numbers  # one start for all three, and F in half precision
+    assert held(Full(), L2SP(weight=0.0), KL(weight=0.0))[0] == 0
+    assert held(Lora(rank=4), KL())[0] == 0
+    assert held(Lora(rank=4), KL(teacher="builtin:tiny", cache=TopK(top_k=2)))[0] == 0
+    other = sum(p.numel() for p in load_model(Model(base="builtin:tiny"), bench.data.tokenizer).parameters())
+    assert held(Lora(rank=4), KL(teacher="builtin:tiny"))[0] == 4 * other
+
+
+def test_a_run_that_fits_without_its_regularizers_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = torch.nn.Linear(8, 8, bias=False)
+    monkeypatch.setattr("ftcli.training.resources.device_bytes", lambda device: 64 * 4 * 5)
+    require_memory(module, torch.device("cpu"), held=64 * 4)
+    with pytest.raises(RequestError, match=r"optimizer and `objective\.regularize`") as caught:
+        require_memory(module, torch.device("cpu"), held=64 * 8)
+    assert "regularize" in str(caught.value.hint)
 
 
 def test_optimizers_of_the_bench_are_plain(bench: Bench) -> None:

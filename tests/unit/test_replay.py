@@ -74,15 +74,14 @@ def test_the_share_is_in_the_binomial_interval_of_every_window(name: str, kinds:
     progress = (steps - 1) / (order.num_steps - 1)
     share = np.array([schedule.share_at(at) if isinstance(schedule, ShareSchedule) else schedule for at in progress])
     new, aimed, whole = (np.concatenate([[0.0], np.cumsum(part)]) for part in (tokens * (sources == 0), tokens * share, tokens))
-    for first in range(0, len(sources) - WINDOW, 97):
-        last = first + WINDOW
-        seen = whole[last] - whole[first]
-        expected = (aimed[last] - aimed[first]) / seen
-        realised = (new[last] - new[first]) / seen
-        # one example is the least by which a share can be missed, and may be more than the interval
-        assert abs(realised - expected) <= max(1.96 * np.sqrt(expected * (1 - expected) / WINDOW), MAX_LENGTH / seen) + 1e-9
-        # the interval is what chance would need; this is no chance
-        assert abs(new[last] - new[first] - (aimed[last] - aimed[first])) <= 2 * MAX_LENGTH
+    new, aimed, whole = (part[WINDOW:] - part[:-WINDOW] for part in (new, aimed, whole))  # every window of the run
+    assert len(whole) == 250 * 32 - WINDOW + 1
+    expected, realised = aimed / whole, new / whole
+    # one example is the least by which a share can be missed, and may be more than the interval
+    interval = np.maximum(1.96 * np.sqrt(expected * (1 - expected) / WINDOW), MAX_LENGTH / whole)
+    assert (np.abs(realised - expected) <= interval + 1e-9).all()
+    # the interval is what chance would need; this is no chance
+    assert (np.abs(new - aimed) <= 2 * MAX_LENGTH).all()
 
 
 def test_replayed_sources_share_by_weight_in_tokens() -> None:

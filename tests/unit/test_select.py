@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ftcli.cli import main
 from ftcli.data.select import pool as pool_module
 from ftcli.data.select.best import Best, Sample, Spread
 from ftcli.data.select.difference import NgramModels
+from ftcli.data.select.doubts import Evidence, doubts
 from ftcli.data.select.importance import Bag, Importance
 from ftcli.data.select.models import TextModel
 from ftcli.data.select.neighbours import Neighbours, clusters_of, whitening
@@ -181,11 +183,82 @@ def test_repeats_task_rows_and_evaluation_rows_are_left_out(tmp_path: Path) -> N
     assert chosen_texts(tmp_path / "out") == [sea[6], *sea[7:]]
     assert report.left_out == {
         "copies of chosen rows": 2,
+        "near copies of chosen rows": 0,
         "rows of the task set": 1,
         "rows that hold an evaluation row": 1,
         "without text": 1,
     }
     assert "left out: 2 copies of chosen rows, 1 rows of the task set" in (tmp_path / "out" / "report.txt").read_text()
+
+
+@pytest.mark.parametrize("by", ["perplexity", "ngrams", "random"])
+def test_of_near_copies_the_better_one_is_chosen_and_the_place_is_filled(files: tuple[Path, Path], tmp_path: Path, by: Any) -> None:
+    gold, pool = files
+    rows = [json.loads(line)["text"] for line in pool.read_text().splitlines()]
+    copies = [f"{row} {row}; again: {word} {row}" for row in rows for word in ("so", "thus", "then")]
+    plenty = write(tmp_path / "plenty.jsonl", copies)
+    report = select(Selection(as_pool(plenty), as_pool(gold), 30, by=by), tmp_path / "out")
+    origins = [text.split(";")[0] for text in chosen_texts(tmp_path / "out")]
+    assert len(set(origins)) == len(origins) == 30
+    assert report.left_out["near copies of chosen rows"] > 0
+    assert f"{report.left_out['near copies of chosen rows']} near copies of chosen rows" in "\n".join(report.lines())
+    select(Selection(as_pool(plenty), as_pool(gold), 30, by=by, min_near=1.0), tmp_path / "all")
+    kept = [text.split(";")[0] for text in chosen_texts(tmp_path / "all")]
+    assert len(set(kept)) < len(kept) == 30
+    if by == "perplexity":  # each of the best is there, once
+        best = sorted(report.chosen, key=lambda row: row.score, reverse=True)
+        assert [row.rank for row in report.chosen] == [row.rank for row in best]
+
+
+def test_groups_fill_the_places_of_what_is_left_out() -> None:
+    keys, groups = np.array([9.0, 8.0, 7.0, 6.0, 1.0, 0.5]), np.array([0, 0, 0, 0, 1, 1])
+    best = Best(4, [3, 1], has_spare=True)
+    best.offer(keys, keys, groups, np.arange(1, 7, dtype=np.uint64), np.arange(6), 0)
+    assert [row.index for row in best.candidates()] == [0, 1, 2, 3, 4, 5]
+    assert [row.index for row in best.chosen()[0]] == [0, 1, 2, 4]
+    assert [row.index for row in best.chosen({1, 5})[0]] == [1, 2, 3, 5]
+
+
+NO_DOUBT = Evidence(
+    by="ngrams", reads_words=True, num_asked=10, num_chosen=10, num_unlike=0, pool_scores={"1%": -1.0, "50%": 0.1},
+    chosen_scores={"1%": 0.5, "50%": 0.9}, kl_pool=3.0, kl_chosen=2.0, num_task_rows=20, num_task_words=400, num_different=90, num_known=80,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"num_chosen": 8}, "10 rows were asked for and 8 could be chosen"),
+        ({"num_task_rows": 1, "num_task_words": 12}, "the task set is 1 row of 12 words"),
+        ({"num_known": 9}, "of 90 different words of the task set 9 stand in the pool"),
+        ({"num_known": 9, "reads_words": False}, None),
+        ({"kl_chosen": 3.2}, "further from the task (3.200 nats) than the pool's (3.000)"),
+        ({"chosen_scores": {"1%": 0.1, "50%": 0.1}}, "scores are flat: 0.1 in the middle of the pool"),
+        ({"num_unlike": 4}, "4 of 10 chosen rows score 0 or less"),
+        ({"num_unlike": 4, "by": "embeddings"}, None),
+        ({"chosen_scores": {"1%": 0.05, "50%": 0.9}}, "the last chosen rows score 0.05, below the middle of the pool (0.1)"),
+        ({"by": "random", "kl_chosen": 3.2, "num_known": 0}, None),
+    ],
+)
+def test_a_selection_that_says_nothing_of_the_task_is_doubted(changes: dict[str, Any], said: str | None) -> None:
+    found = doubts(replace(NO_DOUBT, **changes))
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
+
+
+def test_doubts_are_printed_and_written(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gold, pool = files
+    foreign = write(tmp_path / "foreign.jsonl", ["zzz yyy xxx"])
+    assert main.run(["data", "select", str(pool), "--like", str(foreign), "-n", "20", "-o", str(tmp_path / "void")]) == 0
+    printed, kept = capsys.readouterr().out, json.loads((tmp_path / "void" / "report.json").read_text())["warnings"]
+    for reason in ("too few to tell", "0 stand in the pool"):
+        assert any(reason in warning for warning in kept)
+    for warning in kept:
+        assert f"warning: {warning}" in printed
+        assert f"warning: {warning}" in (tmp_path / "void" / "report.txt").read_text()
+    assert main.run(["data", "select", str(pool), "--like", str(gold), "-n", "20", "-o", str(tmp_path / "good"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == []
 
 
 def test_chunks_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,6 +190,15 @@ def text_example(tokenizer: Tokenizer, text: str) -> EncodedExample:
     return encode(tokenizer, path_example([answer(text)], add_bos=True))
 
 
+@pytest.mark.parametrize("text", ["the cat  sees\n\n the dog. 12 cats</s>", "the cat é🙂 12 日本 sees the  cat</s>", "a</s>"])
+@pytest.mark.parametrize("pieces", [[(1.0, False)], [(0.0, False), (1.0, False)], [(1.0, True)]])
+def test_bytes_of_a_part_are_those_of_its_tokens(tokenizer: Tokenizer, text: str, pieces: list[tuple[float, bool]]) -> None:
+    encoded = encode(tokenizer, path_example([Piece(text, *how) for how in pieces], add_bos=True))
+    each, between = encoded.token_bytes(), encoded.bytes_between()
+    bounds = [(first, end) for first in range(len(each) + 1) for end in range(first, len(each) + 1)]
+    assert [between(first, end) for first, end in bounds] == [each[first:end].sum() for first, end in bounds]
+
+
 @pytest.mark.parametrize("max_length", [2, 3, 7, 50])
 def test_split_trains_every_target_once(tokenizer: Tokenizer, max_length: int) -> None:
     example = text_example(tokenizer, "the cat é🙂 12 日本 sees\n\n the the  cat</s>")

@@ -1,4 +1,4 @@
-"""`ftcli cache`: list or clear the cache of tokenised data."""
+"""`ftcli cache`: list or clear the cache: tokenised data, and what else is kept beside it."""
 
 from __future__ import annotations
 
@@ -8,64 +8,99 @@ import typer
 
 if TYPE_CHECKING:
     from ftcli.data.cache import CacheEntry
+    from ftcli.data.cache_rooms import Room
 
-app = typer.Typer(help="List or clear the cache of tokenised data.", invoke_without_command=True)
+app = typer.Typer(help="List or clear the cache: tokenised data, replay text, audits, hashes, tokenizers.", invoke_without_command=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Keys = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys, or beginnings of keys; without any, all entries.", show_default=False)
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY]...",
+        help="Keys, beginnings of keys, or names of rooms (`self`, `audits`, ...); without any, all but `tokenizers`.",
+        show_default=False,
+    ),
 ]
 OlderThan = Annotated[float | None, typer.Option("--older-than", metavar="DAYS", min=0, help="Only entries not used for so many days.")]
 
 
 @app.callback()
 def cache(context: typer.Context, as_json: AsJson = False) -> None:
-    """List or clear the cache of tokenised data; without a command, list it."""
+    """List or clear the cache; without a command, list it."""
     if context.invoked_subcommand is None:
         ls(as_json)
 
 
 @app.command()
 def ls(as_json: AsJson = False) -> None:
-    """List the cache: source, rows, tokens, size, age, last use; unfinished entries are what a stopped run goes on from."""
+    """List the cache: tokenised sources with rows, tokens, size, age and last use (unfinished ones are what a stopped run goes on from),
+    and the size of everything else."""
     from dataclasses import asdict
 
     from ftcli.cli.console import print_json
     from ftcli.data.cache import default_cache_folder, entries
+    from ftcli.data.cache_rooms import rooms
 
     folder = default_cache_folder()
-    found = entries(folder)
+    found, others = entries(folder), rooms(folder)
     if as_json:
-        print_json({"folder": str(folder), "entries": [asdict(entry) for entry in found]})
-    elif found:
-        _print_table(found)
-        print(f"{_total(found)} in {folder}")
-    else:
+        print_json({"folder": str(folder), "entries": [asdict(entry) for entry in found], "rooms": [asdict(room) for room in others]})
+        return
+    if not found and not others:
         print(f"the cache is empty: {folder}")
+        return
+    if found:
+        _print_table(found)
+    if others:
+        print("\n" * bool(found) + "\n".join(_room_lines(others)) + "\n")
+    print(f"{_total(found, others)} in {folder}")
 
 
 @app.command()
 def clear(keys: Keys = None, older_than: OlderThan = None, as_json: AsJson = False) -> None:
-    """Remove entries from the cache; what a running process is making is left alone."""
+    """Remove what is in the cache; what a running process is making is left alone, and so are tokenizers unless they are named: a run
+    copies its own when it saves."""
+    from dataclasses import asdict
+
     from ftcli.cli.console import print_json
     from ftcli.data.cache import clear as clear_cache
     from ftcli.data.cache import default_cache_folder
+    from ftcli.data.cache_rooms import WHAT, clear_rooms, rooms
 
-    folder = default_cache_folder()
-    removed, busy = clear_cache(folder, keys or [], older_than)
+    folder, named = default_cache_folder(), list(keys or [])
+    names = {room.name for room in rooms(folder)} | set(WHAT)
+    in_rooms, in_store = [key for key in named if key in names], [key for key in named if key not in names]
+    # First the store: it refuses a key that nobody knows before anything is removed.
+    removed, busy = clear_cache(folder, in_store, older_than) if in_store or not named else ([], [])
+    emptied, left = clear_rooms(folder, in_rooms, older_than) if in_rooms or not named else ([], {})
     if as_json:
-        print_json({"folder": str(folder), "removed": [entry.key for entry in removed], "busy": [entry.key for entry in busy]})
+        told = {"removed": [entry.key for entry in removed], "busy": [entry.key for entry in busy]}
+        print_json({"folder": str(folder), **told, "rooms": [asdict(room) for room in emptied], "busy_rooms": left})
         return
-    print(f"removed {_total(removed)} from {folder}")
+    print(f"removed {_total(removed, emptied)} from {folder}")
     for entry in busy:
         print(f"left {entry.key}: another process is making it")
+    for name, count in left.items():
+        print(f"left {count} in {name}: another process may be writing there")
 
 
-def _total(found: list[CacheEntry]) -> str:
+def _total(found: list[CacheEntry], others: list[Room]) -> str:
     from ftcli.units import format_bytes
 
-    entries = "1 entry" if len(found) == 1 else f"{len(found)} entries"
-    return f"{entries} ({format_bytes(sum(entry.num_bytes for entry in found))})"
+    count = len(found) + sum(room.entries for room in others)
+    num_bytes = sum(entry.num_bytes for entry in found) + sum(room.num_bytes for room in others)
+    return f"{'1 entry' if count == 1 else f'{count} entries'} ({format_bytes(num_bytes)})"
+
+
+def _room_lines(others: list[Room]) -> list[str]:
+    from ftcli.units import format_bytes
+
+    lines = [["room", "entries", "size", "what"]]
+    lines += [[room.name, f"{room.entries:,}", format_bytes(room.num_bytes), room.what] for room in others]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        f"{name.ljust(widths[0])}  {count.rjust(widths[1])}  {size.rjust(widths[2])}  {what}".rstrip() for name, count, size, what in lines
+    ]
 
 
 def _print_table(found: list[CacheEntry]) -> None:

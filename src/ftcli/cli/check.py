@@ -53,7 +53,13 @@ def _check_fast(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
     from ftcli.recipe.trackers import require_trackers
 
     require_trackers(loaded.recipe.trackers)
-    tokenizer = loaded.recipe.model.load_tokenizer()
+    model = loaded.recipe.model
+    tokenizer = model.load_tokenizer()
+    if model.grow is not None and model.base is not None:
+        from ftcli.models.grow.growth import require_growth_fits
+        from ftcli.models.locate import model_folder
+
+        require_growth_fits(model_folder(model.base, model.revision, weights=False), model.grow)
     looks = look(loaded.recipe.data, tokenizer, formats=loaded.recipe.objective.formats)
     rows = [(f"{look.name} ({where})", tree) for look in looks for where, tree in list(zip(look.wheres, look.trees, strict=True))[:show]]
     _show_rows(rows, loaded, tokenizer)
@@ -70,7 +76,15 @@ def _check_all(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
     from ftcli.reporting.live import Reporter
     from ftcli.training.assemble import assemble_data, assemble_model, count_parameters, make_accelerator, settled
     from ftcli.training.frozen_cache import plan_frozen_cache
-    from ftcli.training.resources import free_disk_bytes, needed_disk_bytes, require_disk, require_memory, training_bytes
+    from ftcli.training.resources import (
+        free_disk_bytes,
+        held_bytes,
+        memory_parts,
+        needed_disk_bytes,
+        require_disk,
+        require_memory,
+        training_bytes,
+    )
     from ftcli.training.run import run_folder
     from ftcli.units import format_bytes, format_count
 
@@ -93,10 +107,11 @@ def _check_all(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
         if (words := recipe.method.what_trains(parts.module)) is not None:
             reporter.note(f"trains {words}")
         at_work = recipe.method.share_at_work(parts.module)
-        memory, disk = training_bytes(parts.module, at_work), needed_disk_bytes(parts.module, recipe.every.keep)
-        reporter.note(f"memory: about {format_bytes(memory)} for weights, gradients and optimizer, and activations on top")
+        held = held_bytes(recipe, parts.module)
+        memory, disk = training_bytes(parts.module, at_work, held), needed_disk_bytes(parts.module, recipe.every.keep)
+        reporter.note(f"memory: about {format_bytes(memory)} for {memory_parts(held)}, and activations on top")
         reporter.note(f"disk: at most {format_bytes(disk)} of {format_bytes(free_disk_bytes(folder.path))} free")
-        require_memory(parts.module, accelerator.device, at_work)
+        require_memory(parts.module, accelerator.device, at_work, held)
         require_disk(folder.path, parts.module, recipe.every.keep)
         plan_frozen_cache(recipe, data, parts, accelerator, folder.path, reporter.note)
         if folder.resolved_path.exists():

@@ -54,6 +54,10 @@ TokenizerName = Annotated[
     str | None, typer.Option("--tokenizer", help="Count tokens with it: builtin:NAME, folder, hub id.", show_default=False)
 ]
 Languages = Annotated[bool, typer.Option("--languages", help="Tell languages, not only scripts (extra `langid`).")]
+KeepsApart = Annotated[
+    float,
+    typer.Option("--min-near", min=0.3, max=1, help="Common character 4-grams from which only the better of two rows is chosen; 1: both."),
+]
 Near = Annotated[bool, typer.Option("--near/--no-near", help="Look for nearly equal rows.")]
 Plot = Annotated[Path | None, typer.Option("--plot", help="Draw the lengths: FILE.svg or FILE.png.", show_default=False)]
 Overlap = Annotated[list[str] | None, typer.Option("--evaluation", help="Look for the rows of this file.", show_default=False)]
@@ -107,6 +111,7 @@ def select(
     neighbours: NumNeighbours = 10,
     clusters: Clusters = None,
     max_tokens: MaxTokens = 256,
+    min_near: KeepsApart = 0.8,
     evaluation: HeldOut = None,
     column: Column = None,
     split: Split = "file",
@@ -133,6 +138,7 @@ def select(
         clusters=clusters,
         max_tokens=max_tokens,
         device=device,
+        min_near=min_near,
         evaluation=_pool(evaluation, None, split) if evaluation else None,
     )
     with words_on_stderr(as_json), Reporter(stream=sys.stderr) as reporter:

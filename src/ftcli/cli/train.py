@@ -54,19 +54,15 @@ def train(
 def _train_chain(recipe: Path, overrides: Sequence[str], *, resume: bool, smoke: bool, as_json: bool) -> None:
     """The stages of a recipe, one after the other."""
     from ftcli.cli.console import print_json, words_on_stderr
-    from ftcli.errors import UsageError
     from ftcli.recipe.chain import load_chain
 
     loaded = load_chain(recipe, overrides)
-    if smoke:
-        raise UsageError(
-            "--smoke is for one recipe, and this one has stages", hint=f"ftcli check {recipe}, or --set stages.0.train.steps=4"
-        )
     with words_on_stderr(as_json):
         from ftcli.reporting.live import Reporter
         from ftcli.training.chain import run_chain
+        from ftcli.training.smoke_chain import smoke_chain
 
         with Reporter() as reporter:
-            summary = run_chain(loaded, reporter, resume=resume)
+            summary = smoke_chain(recipe, overrides, reporter) if smoke else run_chain(loaded, reporter, resume=resume)
     if as_json:
         print_json(summary)

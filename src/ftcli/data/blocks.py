@@ -44,9 +44,9 @@ class BlockCutter:
         if len(bounds) == 1:
             self._add(len(tree), bounds[0][0])
             return [tree]
-        pieces, token_bytes = [], example.token_bytes()
+        pieces, bytes_between = [], example.bytes_between()
         for starts_block, first, end in bounds:
-            found = cut(tree, token_bytes, [(first, end)])
+            found = cut(tree, bytes_between, [(first, end)])
             pieces += found
             self._add(end - first if found else 0, starts_block, len(found))
         return pieces

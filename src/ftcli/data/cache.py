@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.data.chunks import MAX_PROBLEMS, Row, Tally, Work, chunk_path, chunks_of, read_finished, tokenise_chunk, write_chunk
-from ftcli.data.store import META, read_meta, report_of, write_meta, write_store
+from ftcli.data.store import META, StoreWriter, read_meta, report_of, write_meta
 from ftcli.data.verdict import refuse
 from ftcli.errors import DataError, Problem, RunError, UsageError
 
@@ -63,6 +63,8 @@ class Build:
     num_workers: int
     may_be_empty: bool = False
     """A store without trees is no error: rows held out may all be dropped."""
+    on_growth: Callable[[StoreWriter], None] = lambda writer: None
+    """Called whenever chunks were put behind the ones before them."""
 
 
 def find_or_build(cache_folder: Path, build: Build, on_progress: Callable[[int], None]) -> tuple[Path, bool]:
@@ -150,13 +152,13 @@ def _build(folder: Path, build: Build, on_progress: Callable[[int], None]) -> No
     partial.mkdir(exist_ok=True)
     for leftover in partial.glob("*.tmp"):
         leftover.unlink(missing_ok=True)
+    whole = partial / "store"
+    shutil.rmtree(whole, ignore_errors=True)
+    whole.mkdir()
     try:
-        num_chunks = _tokenise(partial, build, on_progress)
-        chunks = [chunk_path(partial, number) for number in range(num_chunks)]
-        whole = partial / "store"
-        shutil.rmtree(whole, ignore_errors=True)
-        whole.mkdir()
-        tally, row_lengths = write_store(whole, chunks, build.work.tokenizer.vocab_size)
+        with StoreWriter(whole, build.work.tokenizer.vocab_size) as writer:
+            _tokenise(partial, build, writer, on_progress)
+            tally, row_lengths = writer.finish()
         refuse(tally, row_lengths, build.name, build.work, may_be_empty=build.may_be_empty)
     except DataError:
         # The next attempt has other data or settings, and so another key.
@@ -175,8 +177,8 @@ def _build(folder: Path, build: Build, on_progress: Callable[[int], None]) -> No
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _tokenise(partial: Path, build: Build, on_progress: Callable[[int], None]) -> int:
-    """Write the chunks that are not there yet; how many chunks there are in all.
+def _tokenise(partial: Path, build: Build, writer: StoreWriter, on_progress: Callable[[int], None]) -> None:
+    """Write the chunks that are not there yet, and put each behind the one before it as soon as that is there.
 
     Reading stops early where rows are wrong: the first problems tell enough.
     """
@@ -191,15 +193,27 @@ def _tokenise(partial: Path, build: Build, on_progress: Callable[[int], None]) -
         if tally is not None:
             done += tally.rows_read
             num_problems += tally.num_problems
+            put_together()
         on_progress(done)
+
+    def put_together() -> None:
+        before = writer.num_chunks
+        while writer.num_chunks < num_chunks and chunk_path(partial, writer.num_chunks).exists():
+            writer.add(chunk_path(partial, writer.num_chunks))
+        if writer.num_chunks > before:
+            writer.flush()
+            build.on_growth(writer)
 
     def missing() -> Iterator[tuple[int, list[Row]]]:
         nonlocal num_chunks
         for number, rows in _chained(first, second, chunks):
             if num_problems >= MAX_PROBLEMS:
                 return
-            num_chunks = number + 1
             finished = read_finished(chunk_path(partial, number))
+            if finished is None:
+                # What is there is damaged, and must not be taken for a finished chunk.
+                chunk_path(partial, number).unlink(missing_ok=True)
+            num_chunks = number + 1
             if finished is None:
                 yield number, rows
             else:
@@ -213,7 +227,6 @@ def _tokenise(partial: Path, build: Build, on_progress: Callable[[int], None]) -
             count(tally)
     else:
         tokenise_in_processes(missing(), build.work, partial, build.num_workers, count)
-    return num_chunks
 
 
 def _chained(

@@ -6,7 +6,7 @@ source came before; `ftcli.data.pool` says which example a draw is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -56,6 +56,7 @@ class Order:
         steps: optimizer steps of the run.
         max_tokens: tokens of the run; it has as many examples as hold so many on average.
         seed: the run's seed.
+        arrived: for sources that grow, as in `Pool`.
     """
 
     def __init__(
@@ -73,10 +74,11 @@ class Order:
         steps: int | None = None,
         max_tokens: int | None = None,
         seed: int,
+        arrived: Callable[[int, int], int] | None = None,
     ) -> None:
         self.sizes = tuple(sizes)
         self.global_batch_size = global_batch_size
-        self._first_trees = [None] * len(self.sizes) if first_trees is None else list(first_trees)
+        self._first_trees = [None] * len(self.sizes) if first_trees is None else first_trees
         self.pool = Pool(
             sizes=self.sizes,
             mean_tokens=tuple(mean_tokens),
@@ -85,6 +87,8 @@ class Order:
             lengths=None if lengths is None else tuple(lengths),
             seed=seed,
             extent=Extent(global_batch_size, epochs, steps, max_tokens),
+            window=mixture.window if mixture.kind == "stream" else None,
+            arrived=arrived,
         )
         self._plan: Plan = mixture.plan(self.pool)
         self.examples_per_epoch = self._plan.examples_per_epoch
@@ -131,4 +135,4 @@ class Order:
 
     def repeats(self) -> list[float]:
         """Passes over each source in the whole run; above 1 its examples repeat."""
-        return [self.num_examples * share / size for share, size in zip(self._plan.shares.tolist(), self.sizes, strict=True)]
+        return [self.num_examples * share / self.pool.size(source) for source, share in enumerate(self._plan.shares.tolist())]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ def fit(example: EncodedExample, max_length: int, policy: Policy) -> list[TokenT
         tree = _truncate_prompt(example.tree(), example.longest_branch - max_length, has_bos=_begins_with_bos(example))
         return [] if tree is None else [tree]
     if policy == "split" and example.is_path and example.labels is None:
-        return split(example.tree(), example.token_bytes(), max_length)
+        return split(example.tree(), example.bytes_between(), max_length)
     return []
 
 
@@ -66,7 +66,7 @@ def _without(tree: TokenTree, start: int, end: int) -> TokenTree:
     )
 
 
-def split(tree: TokenTree, token_bytes: NDArray[np.int64], max_length: int) -> list[TokenTree]:
+def split(tree: TokenTree, bytes_between: Callable[[int, int], int], max_length: int) -> list[TokenTree]:
     """Consecutive blocks of a path; those without a target are left out.
 
     A block begins with the last token of the block before it, as context, so that each target of the whole is a target of
@@ -74,30 +74,28 @@ def split(tree: TokenTree, token_bytes: NDArray[np.int64], max_length: int) -> l
 
     Args:
         tree: of one path.
-        token_bytes: ``(n,)`` bytes of trained text that each token stands for.
+        bytes_between: bytes of trained text that tokens of it, from one to before another, stand for.
         max_length: tokens of a block, at least 2.
     """
     firsts = range(0, len(tree) - 1, max_length - 1)
-    return cut(tree, token_bytes, [(first, min(first + max_length, len(tree))) for first in firsts])
+    return cut(tree, bytes_between, [(first, min(first + max_length, len(tree))) for first in firsts])
 
 
-def cut(tree: TokenTree, token_bytes: NDArray[np.int64], bounds: Iterable[tuple[int, int]]) -> list[TokenTree]:
+def cut(tree: TokenTree, bytes_between: Callable[[int, int], int], bounds: Iterable[tuple[int, int]]) -> list[TokenTree]:
     """Pieces of a path; those without a target are left out.
 
     Args:
         tree: of one path.
-        token_bytes: ``(n,)`` bytes of trained text that each token stands for.
+        bytes_between: bytes of trained text that tokens of it, from one to before another, stand for.
         bounds: first token of each piece and the one after its last; a piece that does not begin the path has its first token as
             context.
     """
-    blocks = []
+    blocks, whole = [], tree.spans.tolist()
     for first, end in bounds:
         targets_from = first + 1 if first else 0
-        spans = tree.spans.copy()
-        spans["start"] = np.clip(spans["start"], targets_from, end) - first
-        spans["end"] = np.clip(spans["end"], targets_from, end) - first
-        spans = spans[spans["end"] > spans["start"]].astype(SPAN)
-        if (~spans["is_prompt"] & (np.maximum(spans["start"], 1) < spans["end"])).any():
-            num_bytes = int(token_bytes[targets_from:end].sum())
-            blocks.append(path_tree(tree.tokens[first:end].copy(), spans, num_bytes, tree.row))
+        inside = [(max(start, targets_from) - first, min(stop, end) - first, *others) for start, stop, *others in whole]
+        spans = [span for span in inside if span[1] > span[0]]
+        if any(not is_prompt and stop > max(start, 1) for start, stop, _, is_prompt in spans):
+            piece = tree.tokens[first:end].copy()
+            blocks.append(path_tree(piece, np.array(spans, dtype=SPAN), bytes_between(targets_from, end), tree.row))
     return blocks

@@ -1,12 +1,14 @@
 """What a mixture is told: the sources that it mixes, the order in which each of them gives its examples, and how far the run goes.
 
 Draws of a source are numbered; the d-th draw of a source of N examples is place d mod N of the order that belongs to pass d // N.
-So a source is always seen whole before any of it is seen again, whatever the mixture.
+So a source is always seen whole before any of it is seen again, whatever the mixture. That order is of the whole source, or, where the
+mixture reads from front to back, of one window after the other: then the source may still grow behind the windows that are asked for.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,9 +61,15 @@ class Pool:
     """For each source ``(N,)`` tokens of its examples; without them every example has the mean."""
     seed: int
     extent: Extent
+    window: int | None = None
+    """Examples in a row that are shuffled among themselves; None shuffles a whole source."""
+    arrived: Callable[[int, int], int] | None = None
+    """Waits until a source has so many examples, and says how many it has: fewer if it has no more; None where all are there."""
 
     def trees(self, source: int, draws: NDArray[np.int64]) -> NDArray[np.int64]:
         """The tree of each draw of a source, both ``(n,)``."""
+        if self.window is not None:
+            return self._in_windows(source, draws, self.window)
         size = self.sizes[source]
         trees = np.empty(len(draws), dtype=np.int64)
         passes = draws // size
@@ -69,6 +77,23 @@ class Pool:
             chosen = passes == number
             trees[chosen] = permute((draws[chosen] % size).astype(np.uint64), size, (self.seed, "pass", source, number))
         return trees
+
+    def _in_windows(self, source: int, draws: NDArray[np.int64], window: int) -> NDArray[np.int64]:
+        # With the whole of the last window there, what is drawn does not depend on whether more will come.
+        end = (int(draws.max(initial=0)) // window + 1) * window
+        size = self.sizes[source] if self.arrived is None else self.arrived(source, end)
+        passes, places = np.divmod(draws, size)
+        numbers = places // window
+        trees = np.empty(len(draws), dtype=np.int64)
+        for number, of in sorted(set(zip(passes.tolist(), numbers.tolist(), strict=True))):
+            chosen, first = (passes == number) & (numbers == of), of * window
+            inside = (places[chosen] - first).astype(np.uint64)
+            trees[chosen] = first + permute(inside, min(window, size - first), (self.seed, "window", source, number, of))
+        return trees
+
+    def size(self, source: int) -> int:
+        """Examples of a source, as many as there are by now."""
+        return self.sizes[source] if self.window is None or self.arrived is None else self.arrived(source, 0)
 
     def tokens(self, source: int, draws: NDArray[np.int64]) -> NDArray[np.float64]:
         """Tokens of each draw of a source, both ``(n,)``."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Part = Literal["train", "evaluation"]
 DETECT_ROWS = 64
 LOOK_CHARS = 2000
+ROWS_AT_ONCE = 1 << 16
+MIN_ARRIVED = 8192  # examples that are there before a run begins: proofs and methods look at the first ones
 
 
 class Progress(Protocol):
@@ -107,6 +109,7 @@ def prepare(
     progress: Progress | None = None,
     first_rows: int | None = None,
     formats: frozenset[str] = LANGUAGE_FORMATS,
+    may_grow: bool = False,
 ) -> Prepared:
     """The token trees of all sources, tokenised where the cache does not have them.
 
@@ -117,6 +120,7 @@ def prepare(
         progress: is told how far tokenising has come.
         first_rows: take only so many rows of every source.
         formats: kinds of the formats that the objective can learn from.
+        may_grow: with mixture `stream`, training sources that the cache lacks are tokenised on after this returns.
 
     Raises:
         DataError: anything about any source is wrong.
@@ -125,7 +129,7 @@ def prepare(
     from ftcli.data.kept_audit import kept_audit
 
     problems = _Problems()
-    builder = _Builder(data, tokenizer, cache_folder, progress)
+    builder = _Builder(data, tokenizer, cache_folder, progress, may_grow)
     plans: list[_Plan] = []
     for source in _named_sources(data, problems):
         with problems.collecting():
@@ -146,10 +150,13 @@ def prepare(
             if held_out is None
             else f"{held_out.report.rows_read} rows of `{train[0].name}` are held out as `{held_out.name}`"
         )
-    notes += [note for store in (*train, *evaluation) for note in store.report.left_out()]
-    blocks = [(store.name, len(store.example_lengths)) for store in train if store.first_trees is not None]
+    growing = builder.await_first(train)
+    notes += [f"`{store.name}` is tokenised while it is trained on: what repeats in it is not looked for" for store in growing]
+    there = [store for store in train if store not in growing]
+    notes += [note for store in (*there, *evaluation) for note in store.report.left_out()]
+    blocks = [(store.name, len(store.example_lengths)) for store in there if store.first_trees is not None]
     notes += [f"`{name}` is {count} blocks of {data.max_length} tokens" for name, count in blocks]
-    found = kept_audit(cache_folder, train, evaluation)
+    found = kept_audit(cache_folder, there, evaluation)
     # A source that is trained and evaluated on would be told of twice.
     return Prepared(train, evaluation, found, tuple(dict.fromkeys([*notes, *found.lines()])))
 
@@ -179,7 +186,12 @@ def examples_of(store: TreeStore, tokenizer: Tokenizer, limit: int | None = None
     import numpy as np
 
     settings = store.entry.format or _detect(store.entry, frozenset({store.report.format}))
-    wanted = set(itertools.islice(dict.fromkeys(np.asarray(store.rows).tolist()), limit))
+    wanted: dict[int, None] = {}
+    for first in range(0, len(store), ROWS_AT_ONCE):
+        wanted.update(dict.fromkeys(np.asarray(store.rows[first : first + ROWS_AT_ONCE]).tolist()))
+        if limit is not None and len(wanted) >= limit:
+            wanted = dict.fromkeys(itertools.islice(wanted, limit))
+            break
     last = max(wanted, default=-1)
     for index, (where, row) in enumerate(itertools.islice(store.entry.source.rows(), last + 1)):
         if index in wanted:
@@ -356,6 +368,20 @@ class _Builder:
     tokenizer: Tokenizer
     cache_folder: Path
     progress: Progress | None
+    may_grow: bool
+
+    def await_first(self, stores: list[TreeStore]) -> list[TreeStore]:
+        """The stores that still grow; their beginnings are there, on which a run looks before it trains."""
+        from ftcli.data.growing import GrowingStore
+
+        if self.data.mixture.kind != "stream":
+            return []
+        found: list[TreeStore] = []
+        for store in stores:
+            if isinstance(store, GrowingStore):
+                store.arrived(max(self.data.mixture.window, MIN_ARRIVED), lambda store=store: self._tell(store.rows_read, store.name))  # type: ignore[misc]
+                found += [] if store.is_complete else [store]
+        return found
 
     def store(self, plan: _Plan) -> TreeStore:
         """The source's trees, without the rows that are held out."""
@@ -381,7 +407,8 @@ class _Builder:
     def _find_or_build(self, plan: _Plan, source: _Source, rows: Callable[[], Iterable[Row]], side: str | None) -> TreeStore:
         from ftcli.data.cache import Build, find_or_build, key_of_source
         from ftcli.data.chunks import Work
-        from ftcli.data.store import TreeStore
+        from ftcli.data.growing import GrowingStore
+        from ftcli.data.store import TreeStore, read_meta
         from ftcli.data.workers import default_workers
 
         work = Work(plan.format, self.tokenizer, self.data.max_length, plan.policy)
@@ -394,6 +421,13 @@ class _Builder:
             num_workers=default_workers() if self.data.workers is None else self.data.workers,
             may_be_empty=side == "evaluation",
         )
+        if (
+            self.may_grow
+            and self.data.mixture.kind == "stream"
+            and source.part == "train"
+            and read_meta(self.cache_folder / "trees" / build.key) is None
+        ):
+            return GrowingStore(self.cache_folder, build, source.entry)
         folder, cache_hit = find_or_build(self.cache_folder, build, lambda done: self._tell(done, source.name))
         return TreeStore(folder, source.entry, source.name, cache_hit=cache_hit)
 

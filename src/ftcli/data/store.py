@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 META = "meta.json"
 READ_TREES = 1 << 16
 WIDE, NARROW = np.dtype("<i4"), np.dtype("<u2")
+FILES = ("tokens", "lengths", "trees", "segments", "spans", "labels", "blocks")
+# Columns of a tree's head that say where something of it begins, and in which file.
+HEAD_COLUMNS = {"token": "tokens", "segment": "segments", "span": "spans", "label": "labels"}
 
 
 @dataclass(frozen=True)
@@ -126,51 +129,65 @@ def report_of(
     )
 
 
-def write_store(folder: Path, chunks: Sequence[Path], vocab_size: int) -> tuple[Tally, NDArray[np.int32]]:
-    """Put chunks together as the arrays of a store, without its meta.json.
+class StoreWriter:
+    """Puts chunks together as the arrays of a store, one after the other, without its meta.json.
 
     Memory is bounded by one chunk, but for four bytes per row of lengths.
 
-    Returns:
-        What became of all rows, and their lengths in tokens.
+    Args:
+        folder: an empty folder.
+        vocab_size: ids that the tokenizer can produce.
     """
-    total, row_lengths = Tally(), []
-    token_dtype = NARROW if vocab_size <= np.iinfo(NARROW).max + 1 else WIDE
-    num_tokens = num_segments = num_spans = num_label_bytes = num_trees = 0
-    names = ("tokens", "lengths", "trees", "segments", "spans", "labels", "blocks")
-    files: dict[str, IO[bytes]] = {name: (folder / f"{name}.bin").open("wb") for name in names}
-    try:
-        for path in chunks:
-            arrays, tally = read_chunk(path)
-            total.add(tally)
-            row_lengths.append(arrays.pop("row_lengths"))
-            heads = arrays["trees"]
-            heads["token"] += num_tokens
-            heads["segment"] += num_segments
-            heads["span"] += num_spans
-            heads["label"] += num_label_bytes
-            arrays["blocks"]["tree"] += num_trees
-            num_trees += len(heads)
-            num_tokens, num_segments, num_spans, num_label_bytes = (
-                num_tokens + len(arrays["tokens"]),
-                num_segments + len(arrays["segments"]),
-                num_spans + len(arrays["spans"]),
-                num_label_bytes + len(arrays["labels"]),
-            )
-            arrays["tokens"] = arrays["tokens"].astype(token_dtype)
-            for name, file in files.items():
-                file.write(arrays[name].tobytes())
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        self.folder = folder
+        self.token_dtype = NARROW if vocab_size <= np.iinfo(NARROW).max + 1 else WIDE
+        self.total = Tally()
+        """What became of the rows so far."""
+        self.num_chunks = 0
+        self.counts = dict.fromkeys(FILES, 0)
+        """Records in each file so far."""
+        self.row_lengths: list[NDArray[np.int32]] = []
+        """Of the rows of each chunk, in tokens, before anything was cut."""
+        self._files: dict[str, IO[bytes]] = {name: (folder / f"{name}.bin").open("wb") for name in FILES}
+
+    def add(self, path: Path) -> None:
+        """Put the next chunk behind the ones before it."""
+        arrays, tally = read_chunk(path)
+        self.total.add(tally)
+        self.row_lengths.append(arrays.pop("row_lengths"))
+        for column, name in HEAD_COLUMNS.items():
+            arrays["trees"][column] += self.counts[name]
+        arrays["blocks"]["tree"] += self.counts["trees"]
+        arrays["tokens"] = arrays["tokens"].astype(self.token_dtype)
+        for name, file in self._files.items():
+            file.write(arrays[name].tobytes())
+            self.counts[name] += len(arrays[name])
+        self.num_chunks += 1
+
+    def flush(self) -> None:
+        """Let others read what was added."""
+        for file in self._files.values():
+            file.flush()
+
+    def finish(self) -> tuple[Tally, NDArray[np.int32]]:
+        """What became of all rows, and their lengths in tokens; all arrays are on the disk."""
         # One head behind the last tells where its tokens, segments, spans and labels end.
-        files["trees"].write(np.array([(num_tokens, num_segments, num_spans, num_label_bytes, 0, -1, 0)], dtype=TREE).tobytes())
-        if files["blocks"].tell():
-            files["blocks"].write(np.array([(num_trees, 0)], dtype=BLOCK).tobytes())
-        for file in files.values():
+        ends = tuple(self.counts[name] for name in HEAD_COLUMNS.values())
+        self._files["trees"].write(np.array([(*ends, 0, -1, 0)], dtype=TREE).tobytes())
+        if self.counts["blocks"]:
+            self._files["blocks"].write(np.array([(self.counts["trees"], 0)], dtype=BLOCK).tobytes())
+        for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-    finally:
-        for file in files.values():
+        return self.total, np.concatenate(self.row_lengths) if self.row_lengths else np.zeros(0, dtype=np.int32)
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
             file.close()
-    return total, np.concatenate(row_lengths) if row_lengths else np.zeros(0, dtype=np.int32)
 
 
 def write_meta(folder: Path, report: SourceReport, created: float) -> None:
@@ -209,18 +226,38 @@ class TreeStore:
         self.role: str = entry.role
         self.report = replace(SourceReport.from_json(meta["report"]), name=name, cache_hit=cache_hit)
         self.loss_weight: float = getattr(entry, "loss_weight", 1.0)
-        self._tokens = _mapped(folder / "tokens.bin", NARROW if meta["token_bytes"] == NARROW.itemsize else WIDE)
-        self._heads = _mapped(folder / "trees.bin", TREE)
-        self._segments = _mapped(folder / "segments.bin", SEGMENT)
-        self._spans = _mapped(folder / "spans.bin", SPAN)
-        self._labels = _mapped(folder / "labels.bin", np.dtype(np.uint8))
-        self.lengths: NDArray[np.int32] = _mapped(folder / "lengths.bin", np.dtype("<i4"))
+        self._map(NARROW if meta["token_bytes"] == NARROW.itemsize else WIDE)
+
+    def _map(self, token_dtype: np.dtype[Any], counts: Mapping[str, int] | None = None) -> None:
+        """Map the arrays; of a store that is being written only the first `counts` records of each file."""
+
+        def mapped(name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+            return _mapped(self.folder / f"{name}.bin", dtype, None if counts is None else counts[name])
+
+        self._tokens = mapped("tokens", token_dtype)
+        self._heads = mapped("trees", TREE)
+        self._segments = mapped("segments", SEGMENT)
+        self._spans = mapped("spans", SPAN)
+        self._labels = mapped("labels", np.dtype(np.uint8))
+        self.lengths: NDArray[np.int32] = mapped("lengths", np.dtype("<i4"))
         """(N,) tokens of each tree."""
-        blocks = _mapped(folder / "blocks.bin", BLOCK)
+        blocks = mapped("blocks", BLOCK)
         self.first_trees: NDArray[np.int64] | None = blocks["tree"] if len(blocks) else None
         """(U + 1,) the first tree of each example of the order, with one more behind the last; None where an example is a tree."""
         self.example_lengths: NDArray[np.int32] = blocks["tokens"][:-1] if len(blocks) else self.lengths
         """(U,) tokens of each example of the order: of a block, or of a tree."""
+
+    def arrived(self, count: int) -> int:
+        """How many examples there are; a store that is still being written waits until there are `count`, if there will be so many."""
+        return len(self.example_lengths)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest tree that there is or may come."""
+        return int(self.lengths.max())
+
+    def close(self) -> None:
+        """Stop what is being done for the store; its trees can still be read."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -230,15 +267,11 @@ class TreeStore:
         """Tokens per example of the order."""
         return self.report.num_tokens / max(1, len(self.example_lengths))
 
-    @property
-    def digests(self) -> NDArray[np.uint64]:
-        """(N,) a number that equal trees share; read anew each time, in parts, so that the file stays out of memory."""
-        digests = np.empty(len(self), dtype=np.uint64)
+    def digest_parts(self) -> Iterator[NDArray[np.uint64]]:
+        """A number that equal trees share, of each tree, some thousand at a time: read as a file, so that it stays out of memory."""
         with (self.folder / "trees.bin").open("rb") as file:
             for first in range(0, len(self), READ_TREES):
-                part = np.fromfile(file, dtype=TREE, count=min(READ_TREES, len(self) - first))
-                digests[first : first + len(part)] = part["digest"]
-        return digests
+                yield np.fromfile(file, dtype=TREE, count=min(READ_TREES, len(self) - first))["digest"]
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -272,8 +305,8 @@ class TreeStore:
         )
 
 
-def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The file's array without reading it; an empty file cannot be mapped."""
-    if path.stat().st_size == 0:
+def _mapped(path: Path, dtype: np.dtype[Any], count: int | None = None) -> NDArray[Any]:
+    """The file's array, or its first `count` records, without reading it; what is empty cannot be mapped."""
+    if count == 0 or path.stat().st_size == 0:
         return np.zeros(0, dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
+    return np.memmap(path, dtype=dtype, mode="r", shape=None if count is None else (count,)).view(np.ndarray)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from array import array
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +27,8 @@ from ftcli.data.tree import SPAN, TokenTree
 from ftcli.errors import DataError, Problem
 
 if TYPE_CHECKING:
+    import tokenizers
+
     from ftcli.data.example import Example, ExampleSegment
     from ftcli.models.tokenizer import Tokenizer
 
@@ -34,15 +38,21 @@ ANCHORS = ("\n", "a", "1", ";")
 Offsets = list[tuple[int, int]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Encoded:
     """A segment's tokens, with the characters each of them covers."""
 
     ids: list[int]
-    offsets: Offsets
-    """Characters of the segment's text, start and end of each token."""
+    read_offsets: Callable[[], Offsets]
     cuts: list[int]
     """First token of each run: neighbouring pieces with the same part in the loss, as one piece."""
+    read_end: Callable[[int], int] | None = None
+    """The second of one token's offsets, where it can be had without all others."""
+
+    @cached_property
+    def offsets(self) -> Offsets:
+        """Characters of the segment's text, start and end of each token; a text that stays whole needs none, and they take time."""
+        return self.read_offsets()
 
 
 class Tokeniser:
@@ -63,6 +73,14 @@ class Tokeniser:
         """UTF-8 bytes of the name of each special token: they stand for no text."""
         added = self.tokenizer.backend.get_added_tokens_decoder()
         return {token_id: len(token.content.encode()) for token_id, token in added.items() if token.special}
+
+    @cached_property
+    def _special_lengths(self) -> NDArray[np.int64]:
+        """(vocabulary,) the same for every token; 0 for those that are not special."""
+        lengths = np.zeros(self.tokenizer.vocab_size, dtype=np.int64)
+        for token_id, num_bytes in self._special_bytes.items():
+            lengths[token_id] = num_bytes
+        return lengths
 
     @cached_property
     def _added(self) -> frozenset[int]:
@@ -86,7 +104,7 @@ class Tokeniser:
             runs = _runs(segment, where)
             encoded = self._encode_runs(runs, is_continued=segment.parent >= 0)
             if segment.parent < 0 and example.add_bos and self.tokenizer.bos_id is not None:
-                encoded = Encoded([self.tokenizer.bos_id, *encoded.ids], [(0, 0), *encoded.offsets], [cut + 1 for cut in encoded.cuts])
+                encoded = _behind(self.tokenizer.bos_id, encoded)
             segments.append(EncodedSegment(runs, encoded, segment.parent, first))
             first += len(encoded.ids)
         result = EncodedExample(tuple(segments), row, self, example.labels)
@@ -110,10 +128,10 @@ class Tokeniser:
     def _encode_runs(self, runs: list[Piece], *, is_continued: bool) -> Encoded:
         """The runs as one text; in two parts where the tokens at a boundary are not those that generation sees."""
         if not runs:
-            return Encoded([], [], [])
+            return Encoded([], list, [])
         text = "".join(run.text for run in runs)
-        whole = Encoded(*self._encode_text(text, is_continued=is_continued), cuts=[0])
-        starts = [start for start, _ in whole.offsets]
+        whole = self._encode_text(text, is_continued=is_continued)
+        starts = [start for start, _ in whole.offsets] if len(runs) > 1 else []
         place = 0
         for number in range(1, len(runs)):
             place += len(runs[number - 1].text)
@@ -139,7 +157,7 @@ class Tokeniser:
             return False
         first = next((at for at in range(cut - 1, -1, -1) if whole.ids[at] in self._added), None)
         if first is None:
-            return self._encode_text(text[:place], is_continued=is_continued)[0] == whole.ids[:cut]
+            return self._encode_text(text[:place], is_continued=is_continued).ids == whole.ids[:cut]
         return self.tokenizer.encode(text[whole.offsets[first][0] : place])[0] == whole.ids[first:cut]
 
     def _is_clean_end(self, whole: Encoded, place: int, cut: int) -> bool:
@@ -148,18 +166,19 @@ class Tokeniser:
 
     def continuation(self, text: str) -> list[int]:
         """The tokens of a text that follows another, without a space in front that is not there."""
-        return self._encode_text(text, is_continued=True)[0]
+        return self._encode_text(text, is_continued=True).ids
 
-    def _encode_text(self, text: str, *, is_continued: bool) -> tuple[list[int], Offsets]:
-        """Tokens and offsets of a text, without a space in front that is not there where it continues another."""
+    def _encode_text(self, text: str, *, is_continued: bool) -> Encoded:
+        """A text as one run, without a space in front that is not there where it continues another."""
         if not is_continued or not text or not self.adds_space:
-            return self.tokenizer.encode(text)
+            return _encoded(self.tokenizer.encoding(text))
         for anchor in ANCHORS:
             ids, offsets = self.tokenizer.encode(anchor + text)
             cut = bisect_left([start for start, _ in offsets], len(anchor))
             if cut == 0 or offsets[cut - 1][1] <= len(anchor):
-                return ids[cut:], [(start - len(anchor), end - len(anchor)) for start, end in offsets[cut:]]
-        return self.tokenizer.encode(text)
+                moved = [(start - len(anchor), end - len(anchor)) for start, end in offsets[cut:]]
+                return Encoded(ids[cut:], moved.copy, [0])
+        return _encoded(self.tokenizer.encoding(text))
 
 
 def _runs(segment: ExampleSegment, where: str) -> list[Piece]:
@@ -182,8 +201,28 @@ def _join(before: Encoded, after: Encoded, place: int) -> Encoded:
     num_before = len(before.ids)
     return Encoded(
         before.ids + after.ids,
-        before.offsets + [(start + place, end + place) for start, end in after.offsets],
+        lambda: before.offsets + [(start + place, end + place) for start, end in after.offsets],
         before.cuts + [cut + num_before for cut in after.cuts],
+    )
+
+
+def _encoded(encoding: tokenizers.Encoding) -> Encoded:
+    def read_end(token: int) -> int:
+        bounds = encoding.token_to_chars(token)
+        assert bounds is not None, "every token of a text has its place in it"
+        return bounds[1]
+
+    return Encoded(encoding.ids, lambda: encoding.offsets, [0], read_end)
+
+
+def _behind(token_id: int, encoded: Encoded) -> Encoded:
+    """The tokens behind one that stands for no text."""
+    read_end = encoded.read_end
+    return Encoded(
+        [token_id, *encoded.ids],
+        lambda: [(0, 0), *encoded.offsets],
+        [cut + 1 for cut in encoded.cuts],
+        None if read_end is None else lambda token: read_end(token - 1) if token else 0,
     )
 
 
@@ -243,8 +282,9 @@ class EncodedExample:
         for segment in self.segments:
             for run, start, end in segment.run_bounds():
                 if run.is_trained:
-                    total += len(run.text.encode("utf-8", "surrogatepass"))
-                    total -= sum(special[token_id] for token_id in segment.encoded.ids[start:end] if token_id in special)
+                    ids = segment.encoded.ids[start:end]
+                    total += len(run.text) if run.text.isascii() else len(run.text.encode("utf-8", "surrogatepass"))
+                    total -= sum(special[token_id] * ids.count(token_id) for token_id in special.keys() & set(ids))
         return total
 
     def token_bytes(self) -> NDArray[np.int64]:
@@ -260,14 +300,37 @@ class EncodedExample:
                 runs = list(group)
                 text, start, end = "".join(run.text for run, _, _ in runs), runs[0][1], runs[-1][2]
                 if is_trained and end > start:
-                    reached = [min(max(stop - place, 0), len(text)) for _, stop in segment.encoded.offsets[start:end]]
+                    stops = np.fromiter(chain.from_iterable(segment.encoded.offsets[start:end]), np.int64, 2 * (end - start))[1::2]
+                    reached = np.clip(stops - place, 0, len(text))
                     reached[-1] = len(text)
-                    bytes_before = np.concatenate([[0], np.cumsum(_utf8_lengths(text))])
-                    covered = bytes_before[list(accumulate(reached, max))]
-                    special = [self.tokeniser._special_bytes.get(token_id, 0) for token_id in segment.encoded.ids[start:end]]
+                    covered = _bytes_before(text)[np.maximum.accumulate(reached)]
+                    special = self.tokeniser._special_lengths[_as_array(segment.encoded.ids[start:end])]
                     result[segment.first + start : segment.first + end] = np.diff(covered, prepend=0) - special
                 place += len(text)
         return result
+
+    def bytes_between(self) -> Callable[[int, int], int]:
+        """What gives the UTF-8 bytes of trained text that tokens `first` to `end`, end excluded, stand for."""
+        segment = self.segments[0]
+        run, read_end, ids = segment.runs[0] if segment.runs else None, segment.encoded.read_end, segment.encoded.ids
+        if run is None or not (self.is_path and len(segment.runs) == 1 and run.is_trained and read_end and run.text.isascii()):
+            each = self.token_bytes()
+            return lambda first, end: int(each[first:end].sum())
+        # Tokens of ASCII follow each other in the text, so that ends are enough: a long text has many tokens, and few cuts.
+        lengths, begin = self.tokeniser._special_bytes, segment.encoded.cuts[0]
+        special = {token_id: lengths[token_id] for token_id in lengths.keys() & set(ids)}
+
+        def reached(token: int) -> int:
+            if token == len(ids):
+                return len(run.text)
+            return min(read_end(token - 1), len(run.text)) if token else 0
+
+        def between(first: int, end: int) -> int:
+            # A token before the text is no part of it.
+            part = ids[max(first, begin) : end]
+            return reached(end) - reached(first) - sum(num_bytes * part.count(token_id) for token_id, num_bytes in special.items())
+
+        return between
 
     def tree(self) -> TokenTree:
         """The whole example as one tree."""
@@ -277,7 +340,7 @@ class EncodedExample:
                 if run.weight > 0 and end > start:
                     spans.append((segment.first + start, segment.first + end, run.weight, run.is_prompt))
         return TokenTree(
-            tokens=np.array([token_id for segment in self.segments for token_id in segment.encoded.ids], dtype=np.int32),
+            tokens=_as_array([token_id for segment in self.segments for token_id in segment.encoded.ids]),
             starts=np.array([segment.first for segment in self.segments], dtype=np.int32),
             parents=np.array([segment.parent for segment in self.segments], dtype=np.int32),
             spans=np.array(spans, dtype=SPAN),
@@ -287,10 +350,18 @@ class EncodedExample:
         )
 
 
-def _utf8_lengths(text: str) -> NDArray[np.int64]:
-    """(characters,) UTF-8 bytes of each character."""
+def _as_array(ids: list[int]) -> NDArray[np.int32]:
+    """Token ids as numbers of 4 bytes; numpy takes several times as long to look at each of a list."""
+    return np.array(array("i", ids), dtype=np.int32)
+
+
+def _bytes_before(text: str) -> NDArray[np.int64]:
+    """(characters + 1,) UTF-8 bytes before each character, and of the whole text."""
+    if text.isascii():
+        return np.arange(len(text) + 1)
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    return 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
+    lengths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
+    return np.concatenate([[0], np.cumsum(lengths)])
 
 
 def num_targets(tree: TokenTree) -> int:

@@ -31,6 +31,7 @@ _EXTENTS = {"epochs", "steps", "max_tokens"}
 # What made the first stage's base is in the later ones' base already.
 _OF_THE_FIRST_BASE = ("base", "init", "revision", "tokenizer", "add_tokens", "grow", "rope")
 STAGES, MERGED, TITLE = "stages", "merged", "ftcli chain"
+TOKENS_FILE = "added_tokens.txt"
 
 
 class Stage(Spec):
@@ -112,14 +113,18 @@ def is_chain(path: Path) -> bool:
         return False
 
 
-def load_chain(path: Path, overrides: Sequence[str] = ()) -> LoadedChain:
+def load_chain(path: Path, overrides: Sequence[str] = (), *, suffix: str = "") -> LoadedChain:
     """The chain at `path` with `overrides` applied, and a recipe for every stage.
+
+    Args:
+        suffix: of the chain's folder.
 
     Raises:
         RecipeError: it cannot be read, or something in it is wrong; names every problem with its line.
     """
     chain, text, document = load_document(path, Chain, TITLE, check_chain, overrides)
     folder = Path(chain.output) if chain.output is not None else Path.cwd() / "runs" / chain.name
+    folder = folder.with_name(f"{folder.name}{suffix}")
     stages = tuple(_resolved(chain, document, path, folder))
     return LoadedChain(chain, text, path, folder, stages)
 
@@ -161,9 +166,18 @@ def _resolved(chain: Chain, document: dict[str, Any], path: Path, folder: Path) 
                 found["model"] = model
             else:
                 found["init_from"] = {"path": str(before), "adapter": begin}
+                found["model"] = model = _with_tokens_of(model, before)
         previous = _recipe(found, path)
         loaded = LoadedRecipe(previous, resolved_yaml(previous), path, found)
         yield ChainStage(stage.name, loaded, begin)
+
+
+def _with_tokens_of(model: dict[str, Any], before: Path) -> dict[str, Any]:
+    """The model with the tokens that the stage before has found, where each stage would look for its own."""
+    settings = model.get("add_tokens")
+    if not isinstance(settings, dict) or settings.get("mine") is None:
+        return model
+    return {**model, "add_tokens": {**{key: value for key, value in settings.items() if key != "mine"}, "file": str(before / TOKENS_FILE)}}
 
 
 def _recipe(found: dict[str, Any], path: Path) -> Recipe:

@@ -24,6 +24,7 @@ def check_relations(data: dict[str, Any]) -> list[Finding]:
         _some_targets,
         _one_extent,
         _replay,
+        _stream,
         _warmup,
         _something_to_evaluate,
         _prompt_fits,
@@ -87,6 +88,21 @@ def _replay(data: dict[str, Any]) -> Iterator[Finding]:
     steps = value_at(data, ("train", "steps"))
     if value_at(data, ("data", "mixture", "accounting")) == "add" and steps is not None:
         yield ("data", "mixture", "accounting"), "`add` is about `epochs` and `max_tokens`; `train.steps` counts every step", "remove one"
+
+
+def _stream(data: dict[str, Any]) -> Iterator[Finding]:
+    """Where training begins before the last row is read, nothing can hang on how many rows there are."""
+    if value_at(data, ("data", "mixture", "kind")) != "stream":
+        return
+    if value_at(data, ("train", "steps")) is None:
+        yield ("data", "mixture"), "kind `stream` does not know how long an epoch is before it has begun", "give `train.steps`"
+    sources, holdout = value_at(data, ("data", "train")), value_at(data, ("data", "holdout"))
+    if not value_at(data, ("data", "evaluation")) and isinstance(sources, list) and len(sources) == 1 and holdout != 0:
+        yield ("data", "mixture"), "kind `stream` cannot hold rows out of what it has not read", "give `data.evaluation`, or `holdout: 0`"
+    if value_at(data, ("objective", "kind")) == "classification":
+        yield ("data", "mixture"), "kind `stream` does not know all labels before it begins", "another kind of mixture"
+    if value_at(data, ("method", "cache_frozen")):
+        yield ("method", "cache_frozen"), "keeps what is seen again, and of a stream nobody knows what will be", "leave it out"
 
 
 def _warmup(data: dict[str, Any]) -> Iterator[Finding]:

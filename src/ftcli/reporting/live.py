@@ -358,6 +358,9 @@ class Reporter:
         rows = evaluation_table(summary.get("before") or self._before or {}, summary.get("after") or self._after or {})
         self._print("")
         self._print(result_line(summary))
+        if held := summary.get("regularizers"):
+            told = ", ".join(f"{name} {value:.4g}" for name, value in held.items())
+            self._print(f"held near the start; nats a target that it added to the loss at the end: {told}")
         if rows:
             self._print("")
             self._print_table(["source", "measure", "before", "after", "change"], [row.cells() for row in rows])

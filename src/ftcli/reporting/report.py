@@ -15,19 +15,18 @@ from ftcli.files import write_text
 from ftcli.reporting.curves import run_figures
 from ftcli.reporting.diagnosis.diagnose import RULES, Diagnosis, diagnose
 from ftcli.reporting.found_run import FoundRun, Sample, read_run
+from ftcli.reporting.holding import holding_blocks
 from ftcli.reporting.labels import label_blocks
 from ftcli.reporting.live import EvaluationRow, evaluation_table, is_metric, shown_path
 from ftcli.reporting.markdown import markdown_text
 from ftcli.reporting.mixture import mixture_blocks
 from ftcli.reporting.page import Beside, Block, Code, Document, Folded, Items, Marked, Section, Table, Text, Tone, html_page
-from ftcli.reporting.rows_compared import PAIRED_HEADINGS, before_and_after, interval_of, paired, read_scores
+from ftcli.reporting.rows_compared import PAIRED_HEADINGS, before_and_after, interval_of, loss_interval, paired, read_scores
 from ftcli.units import format_bytes, format_count, format_seconds
 
 MAX_SAMPLES = 8
 REPORT, REPORT_TEXT = "report.html", "report.md"
 _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
-_ERRORS = 1.96
-"""Standard errors on each side of a loss that hold 95 %."""
 
 
 def write_report(run_folder: Path) -> None:
@@ -51,6 +50,7 @@ def run_document(run: FoundRun) -> Document:
         Section("Before and after", _evaluation(run, rows)),
         Section("Forgetting", _forgetting(rows)),
         Section("Curves", run_figures(run)),
+        Section("Held near the start", holding_blocks(run)),
         Section("Labels", label_blocks(run.path)),
         Section("Answers before and after", _samples(run.samples)),
         Section("Proofs", _proofs(run.proofs)),
@@ -129,7 +129,7 @@ def _interval(run: FoundRun, row: EvaluationRow, scores: Mapping[str, float] | N
     """The interval of the value after training: of a loss from its standard error, of a metric from its rows."""
     if row.measure == "loss" and row.after is not None:
         error = run.after.get(row.source, {}).get("loss_error")
-        return f"{row.after - _ERRORS * error:.4f} to {row.after + _ERRORS * error:.4f}" if isinstance(error, float) and error > 0 else ""
+        return loss_interval(row.after, error) if isinstance(error, float) and error > 0 else ""
     if not scores or row.after is None:
         return ""
     found = interval_of(scores)

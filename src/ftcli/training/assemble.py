@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftcli.data.growing import FirstTrees
 from ftcli.data.order import Order
 from ftcli.data.prepare import Prepared, Progress, prepare
 from ftcli.errors import Problem, RequestError
@@ -56,6 +57,11 @@ class DataParts:
     """The recipe's model, its new tokens named; None where the recipe names all there are."""
     new_tokens: NewTokens | None = None
 
+    def close(self) -> None:
+        """Stop what is still being tokenised."""
+        for store in self.prepared.train:
+            store.close()
+
     def probe_trees(self) -> list[TokenTree]:
         """A few examples that every proof uses."""
         return [store.tree(i) for store in self.prepared.train for i in range(min(NUM_PROBE_TREES, len(store)))][: 2 * NUM_PROBE_TREES]
@@ -75,8 +81,11 @@ class ModelParts:
     """Of the base, before anything was put on it."""
 
 
-def assemble_data(recipe: Recipe, progress: Progress | None, first_rows: int | None = None) -> DataParts:
+def assemble_data(recipe: Recipe, progress: Progress | None, first_rows: int | None = None, *, may_grow: bool = False) -> DataParts:
     """Read, tokenise and order the data; all that can be wrong with it is found here.
+
+    Args:
+        may_grow: with mixture `stream`, sources may be tokenised on behind what the first steps need; `close` ends that.
 
     Raises:
         RequestError: and its kinds, for anything wrong with tokenizer, template, files or rows.
@@ -85,7 +94,9 @@ def assemble_data(recipe: Recipe, progress: Progress | None, first_rows: int | N
     tokenizer = recipe.model.load_tokenizer()
     formats = recipe.objective.formats
     described, notes = with_own_text(recipe, cache_folder(), progress, first_rows)
-    prepared = prepare(described, tokenizer, cache_folder=cache_folder(), progress=progress, first_rows=first_rows, formats=formats)
+    prepared = prepare(
+        described, tokenizer, cache_folder=cache_folder(), progress=progress, first_rows=first_rows, formats=formats, may_grow=may_grow
+    )
     prepared = replace(prepared, notes=(*(new_tokens.lines() if new_tokens is not None else ()), *notes, *prepared.notes))
     order = Order(
         [len(store.example_lengths) for store in prepared.train],
@@ -94,12 +105,13 @@ def assemble_data(recipe: Recipe, progress: Progress | None, first_rows: int | N
         recipe.data.mixture,
         roles=[store.role for store in prepared.train],
         lengths=[store.example_lengths for store in prepared.train],
-        first_trees=[store.first_trees for store in prepared.train],
+        first_trees=FirstTrees(prepared.train),
         global_batch_size=recipe.train.global_batch_size,
         epochs=recipe.train.epochs,
         steps=recipe.train.steps,
         max_tokens=recipe.train.max_tokens,
         seed=recipe.train.seed,
+        arrived=lambda source, count: prepared.train[source].arrived(count),
     )
     if recipe.data.mixture.kind == "replay":
         prepared = replace(prepared, notes=(*prepared.notes, order.plan_line([store.name for store in prepared.train])))
@@ -275,7 +287,7 @@ def require_context(data: DataParts, model: PreTrainedModel, num_virtual_tokens:
         if context < MIN_EXAMPLE_TOKENS:
             what = f"{num_virtual_tokens} virtual tokens leave no room for an example: the model sees {whole} tokens at once"
             raise RequestError("the method does not fit the model", [Problem("method", what, "make the prompt shorter")])
-    longest = max((int(store.lengths.max()) + num_added, store.name) for store in (*data.prepared.train, *data.prepared.evaluation))
+    longest = max((store.longest + num_added, store.name) for store in (*data.prepared.train, *data.prepared.evaluation))
     if context is not None and longest[0] > context:
         problem = Problem(
             "data.max_length",

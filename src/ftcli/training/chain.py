@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 CHAIN_FILE, SUMMARY_FILE, REPORT_FILE = "chain.yaml", "chain.json", "report.html"
 
 
-def run_chain(loaded: LoadedChain, reporter: Reporter, *, resume: bool = False) -> Summary:
+def run_chain(loaded: LoadedChain, reporter: Reporter, *, resume: bool = False, first_rows: int | None = None) -> Summary:
     """Train every stage that is not finished yet, prove that each began where the last ended, and report over all.
 
     Args:
         resume: go on with the chain in the folder, in the middle of a stage or between two; with none there, begin it.
+        first_rows: of every source, as in a smoke run; all where None.
 
     Returns:
         name, folder, a summary of each stage, proofs, the matrix of stages and evaluation sources, and what was kept.
@@ -45,7 +46,7 @@ def run_chain(loaded: LoadedChain, reporter: Reporter, *, resume: bool = False) 
         reporter.note(f"\nstage {index + 1} of {len(loaded.stages)}: {stage.name}{_from(stage)}")
         if stage.begin == "merge":
             _merge_before(loaded.stages[index - 1], reporter)
-        summaries.append(_run_stage(stage, reporter))
+        summaries.append(_run_stage(stage, reporter, first_rows))
         _write(loaded, summaries)
     found = _write(loaded, summaries)
     reporter.note("\n" + "\n".join(report_lines(found)))
@@ -53,10 +54,10 @@ def run_chain(loaded: LoadedChain, reporter: Reporter, *, resume: bool = False) 
     return found
 
 
-def _run_stage(stage: ChainStage, reporter: Reporter) -> Summary:
+def _run_stage(stage: ChainStage, reporter: Reporter, first_rows: int | None) -> Summary:
     folder = run_folder(stage.loaded.recipe)
     try:
-        return run_recipe(stage.loaded, reporter, resume=True)
+        return run_recipe(stage.loaded, reporter, resume=True, first_rows=first_rows)
     except RequestError as error:
         is_begun = folder.resolved_path.exists()
         hint = (

@@ -17,6 +17,7 @@ from ftcli.errors import FtcliError, Problem, RequestError
 from ftcli.files import sha256_of
 from ftcli.models.added_rows import read_rows
 from ftcli.models.fingerprint import base_fingerprint, is_other_base, noted_base
+from ftcli.training.same_reading import require_same_reading
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,6 +73,7 @@ def begin(recipe: Recipe, base: PreTrainedModel, context: AttachContext) -> nn.M
     if context.restoring and recipe.method.artefact == "adapter" and how == "keep":
         return recipe.method.attach(base, context)  # the weights of a checkpoint come next
     origin = find_origin(Path(recipe.init_from.path))
+    require_same_reading(recipe, origin)  # new tokens are in the base's fingerprint, which would only say that it is another
     _require_same_base(recipe, base, origin)
     read_rows(base, origin.folder)
     if origin.artefact != recipe.method.artefact:

@@ -41,7 +41,7 @@ def first_manifest(recipe: Recipe, data: DataParts, parts: ModelParts, accelerat
         "what_trains": recipe.method.what_trains(parts.module),
         "layout": parts.layout.to_json(),
         "hashes": {**fingerprints(data), "initial_trainable": hash_tensors(trainable_tensors(parts.module).items())},
-        "data": [{"role": store.role, **store.report.to_json()} for store in (*data.prepared.train, *data.prepared.evaluation)],
+        "data": data_entries(data),
         "repeats": data.order.repeats(),
         "audit": data.prepared.audit.to_json(),
         "notes": list(data.prepared.notes),
@@ -52,6 +52,11 @@ def first_manifest(recipe: Recipe, data: DataParts, parts: ModelParts, accelerat
         "environment": environment(accelerator),
         "proofs": [],
     }
+
+
+def data_entries(data: DataParts) -> list[dict[str, Any]]:
+    """What became of the rows of each source."""
+    return [{"role": store.role, **store.report.to_json()} for store in (*data.prepared.train, *data.prepared.evaluation)]
 
 
 def summary_of(

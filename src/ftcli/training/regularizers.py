@@ -19,6 +19,7 @@ from ftcli.errors import Problem, RequestError, RunError
 from ftcli.files import PARTIAL, said_when_disk_is_full
 from ftcli.layout.model import inner_model
 from ftcli.training.proofs import frozen_tensors, hash_tensors
+from ftcli.training.resources import teacher_kind
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -147,10 +148,10 @@ class _Making:
         """The model that answers under `name`."""
         from ftcli.objectives.regularize.teacher import AdapterOff, AtStart, OtherModel
 
-        is_whole = self.recipe.method.artefact == "model"
-        if name == "base" and not is_whole:
+        kind = teacher_kind(name, self.recipe)
+        if kind == "off":
             return AdapterOff()
-        if name == "start" or (name == "base" and self.recipe.init_from is None):
+        if kind == "start":
             return AtStart(self.start)
         return OtherModel(self._other_model(None if name == "base" else name))
 

@@ -45,9 +45,9 @@ from ftcli.training.loop import Progress, train
 from ftcli.training.manifest import fingerprints, peak_memory_bytes, run_files
 from ftcli.training.probe import measured_losses, note_before, rendered_conversation, write_probe
 from ftcli.training.proofs import Proof, frozen_tensors, hash_tensors, probe_log_probs, prove_frozen, prove_reloaded, prove_stops
-from ftcli.training.record import first_manifest, summary_of
+from ftcli.training.record import data_entries, first_manifest, summary_of
 from ftcli.training.regularizers import Place
-from ftcli.training.resources import require_disk, require_memory
+from ftcli.training.resources import held_bytes, require_disk, require_memory
 from ftcli.training.signals import StopSignal
 from ftcli.training.step import Learner, NonFiniteError
 
@@ -96,14 +96,15 @@ def run_recipe(loaded: LoadedRecipe, reporter: Reporter, *, resume: bool = False
         if not accelerator.is_main_process:
             reporter.silent = True
         with accelerator.main_process_first():
-            data = assemble_data(recipe, reporter, first_rows)
+            data = assemble_data(recipe, reporter, first_rows, may_grow=accelerator.num_processes == 1)
+        stack.callback(data.close)
         recipe = settled(recipe, data)
         loaded = replace(loaded, recipe=recipe)
         is_restoring = goes_on and bool(Checkpoints(folder.checkpoints_path, recipe.every.keep).steps())
         parts = assemble_model(recipe, data, accelerator, restoring=is_restoring)
         with accelerator.main_process_first():
             data = featured(recipe, data, parts, reporter)
-        require_memory(parts.module, accelerator.device, recipe.method.share_at_work(parts.module))
+        require_memory(parts.module, accelerator.device, recipe.method.share_at_work(parts.module), held_bytes(recipe, parts.module))
         require_disk(folder.path, parts.module, recipe.every.keep)
         cache_plan = plan_frozen_cache(recipe, data, parts, accelerator, folder.path, reporter.note)
         if accelerator.is_main_process:
@@ -181,6 +182,9 @@ class Run:
             evaluate.first = progress.step
         evaluate.act(progress)
         self._train(learner, batch_source, progress, hooks)
+        if self.recipe.data.mixture.kind == "stream":
+            # What is said of the sources was said of their beginnings.
+            self.note_in_manifest(repeats=self.data.order.repeats(), data=data_entries(self.data))
         if cache is not None:
             self.reporter.note(cache.line())
             self.note_in_manifest(frozen_cache=cache.to_json())

@@ -29,20 +29,34 @@ MAX_BASE_BYTES = 600_000_000
 def smoke_recipe(recipe: Recipe) -> Recipe:
     """`recipe` cut down to seconds: few rows, few steps, a small stand-in for a base that is not here."""
     folder = run_folder(recipe).path
+    small = short_recipe(recipe).model_copy(
+        update={"name": f"{recipe.name}-smoke", "output": str(folder.with_name(f"{folder.name}-smoke"))}
+    )
+    return with_stand_in(small) if needs_stand_in(recipe.model) else small
+
+
+def short_recipe(recipe: Recipe) -> Recipe:
+    """`recipe` with few rows and few steps, in its own folder and on its own base."""
     every = recipe.every.model_copy(update={"log": 1, "evaluate": 2, "save": 2})
     data = recipe.data.model_copy(update={"evaluation": tuple(map(_small_evaluation, recipe.data.evaluation))})
     changes = {
-        "name": f"{recipe.name}-smoke",
-        "output": str(folder.with_name(f"{folder.name}-smoke")),
         "train": _short_training(recipe.train),
         "every": every,
         "data": data,
         "objective": recipe.objective.on_few_rows(),
         "trackers": (),
     }
-    if recipe.model.base is not None and not _is_here_and_small(recipe.model.base):
-        changes |= {"model": _stand_in(recipe.model), "method": _small_method(recipe.method)}
     return recipe.model_copy(update=changes)
+
+
+def needs_stand_in(model: Model) -> bool:
+    """The base is not on this machine, or is too large for a minute."""
+    return model.base is not None and not _is_here_and_small(model.base)
+
+
+def with_stand_in(recipe: Recipe) -> Recipe:
+    """`recipe` on a tiny model in place of its base, with ranks that fit it."""
+    return recipe.model_copy(update={"model": _stand_in(recipe.model), "method": small_method(recipe.method)})
 
 
 def _short_training(train: Train) -> Train:
@@ -82,7 +96,7 @@ def _stand_in(model: Model) -> Model:
     return model.model_copy(update=changes)
 
 
-def _small_method(method: Method) -> Method:
+def small_method(method: Method) -> Method:
     """Ranks that fit the matrices of a tiny model."""
     changes: dict[str, Any] = {}
     if hasattr(method, "rank"):
@@ -99,9 +113,7 @@ def smoke_run(loaded: LoadedRecipe, reporter: Reporter) -> dict[str, Any]:
         FtcliError: whatever would stop the real run.
     """
     small = replace(loaded, recipe=smoke_recipe(loaded.recipe))
-    if small.recipe.model.base != loaded.recipe.model.base:
-        assert small.recipe.model.init is not None
-        reporter.note(f"a tiny {small.recipe.model.init.architecture} with random weights stands in for {loaded.recipe.model.base}")
+    note_stand_in(small.recipe.model, loaded.recipe.model, reporter)
     folder = run_folder(small.recipe)
     shutil.rmtree(folder.path, ignore_errors=True)
     reporter.shows_next = False
@@ -119,3 +131,10 @@ def smoke_run(loaded: LoadedRecipe, reporter: Reporter) -> dict[str, Any]:
     shutil.rmtree(folder.path)
     reporter.note(f"ok: the smoke run of {loaded.path.name} went through; its folder is removed")
     return {**summary, "smoke": True}
+
+
+def note_stand_in(small: Model, own: Model, reporter: Reporter) -> None:
+    """Say so where another base is trained than the recipe's."""
+    if small.base != own.base:
+        assert small.init is not None
+        reporter.note(f"a tiny {small.init.architecture} with random weights stands in for {own.base}")

@@ -98,9 +98,12 @@ def optimizer_step(learner: Learner, batches: StepBatches, lr_factor: float) -> 
     if not math.isfinite(loss) or (not math.isfinite(grad_norm) and accelerator.mixed_precision != "fp16"):
         optimizer.zero_grad()
         raise NonFiniteError(batches.step, loss, grad_norm)
+    held = decoupled_losses(learner)
     optimizer.step()
     learner.method.after_update(module, batches.step, learner.num_steps)
-    held = regularize_weights(learner)
+    if not optimizer.step_was_skipped:  # as after an overflow in fp16
+        for regularizer in learner.regularizers:
+            regularizer.after_update(optimizer)
     optimizer.zero_grad()
     if in_loss:
         means = accelerator.reduce(penalty_sums).cpu() / batches.normaliser
@@ -108,10 +111,10 @@ def optimizer_step(learner: Learner, batches: StepBatches, lr_factor: float) -> 
     return StepResult(loss=loss, source_sums=source_sums, grad_norm=grad_norm, regularizers=held)
 
 
-def regularize_weights(learner: Learner) -> dict[str, float]:
-    """Let regularizers act after the update; the losses of those that are decoupled."""
-    acted = {regularizer.name: regularizer.after_update(learner.optimizer) for regularizer in learner.regularizers}
-    return {name: float(value) for name, value in acted.items() if value is not None}
+def decoupled_losses(learner: Learner) -> dict[str, float]:
+    """Of regularizers that act beside the loss, what they would add to it at the weights that the step begins with."""
+    found = {regularizer.name: regularizer.decoupled_loss() for regularizer in learner.regularizers}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def forget_resting(optimizer: AcceleratedOptimizer) -> None:

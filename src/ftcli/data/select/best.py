@@ -6,7 +6,7 @@ None of them depends on the order of the stream: rows are told apart by digests 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_SPREAD = 1 << 17
+SPARE_ROWS = 100
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 
 
@@ -52,6 +53,10 @@ class _Heap:
             return np.inf
         return self.entries[0][1].key if len(self.entries) == self.capacity else -np.inf
 
+    def ranked(self) -> list[Candidate]:
+        """Best first."""
+        return [candidate for _, candidate in sorted(self.entries, key=lambda entry: entry[0], reverse=True)]
+
     def offer(self, candidate: Candidate) -> None:
         if candidate.digest in self.copies:
             self.copies[candidate.digest] += 1
@@ -69,10 +74,15 @@ class _Heap:
 class Best:
     """The best rows of each group up to its quota, and then the best of what is left up to `count`."""
 
-    def __init__(self, count: int, quotas: Sequence[int]) -> None:
+    def __init__(self, count: int, quotas: Sequence[int], *, has_spare: bool = False) -> None:
+        """
+        Args:
+            has_spare: keep about as many rows again, to take the places of those that `chosen` is told to leave out.
+        """
         self.count = count
-        self._groups = [_Heap(quota) for quota in quotas] if len(quotas) > 1 else []
-        self._all = _Heap(count)
+        self.quotas = list(quotas) if len(quotas) > 1 else []
+        self._groups = [_Heap(_with_spare(quota) if has_spare else quota) for quota in self.quotas]
+        self._all = _Heap(_with_spare(count) if has_spare else count)
 
     def offer(
         self,
@@ -94,15 +104,32 @@ class Best:
             if self._groups:
                 self._groups[candidate.group].offer(candidate)
 
-    def chosen(self) -> tuple[list[Candidate], int]:
-        """(the chosen rows, best first; how often their texts came again)."""
-        taken = {candidate.digest: (candidate, heap) for heap in self._groups for _, candidate in heap.entries}
-        for _, candidate in sorted(self._all.entries, key=lambda entry: entry[0], reverse=True):
+    def candidates(self) -> list[Candidate]:
+        """All that may still be chosen, best first."""
+        found = {candidate.digest: candidate for heap in (*self._groups, self._all) for _, candidate in heap.entries}
+        return sorted(found.values(), key=lambda candidate: candidate.rank, reverse=True)
+
+    def chosen(self, without: Collection[int] = ()) -> tuple[list[Candidate], int]:
+        """(the chosen rows, best first; how often their texts came again).
+
+        Args:
+            without: digests of candidates that are left out.
+        """
+        taken: dict[int, tuple[Candidate, _Heap]] = {}
+        for heap, quota in zip(self._groups, self.quotas, strict=True):
+            own = [candidate for candidate in heap.ranked() if candidate.digest not in without]
+            taken |= {candidate.digest: (candidate, heap) for candidate in own[:quota]}
+        for candidate in self._all.ranked():
             if len(taken) >= self.count:
                 break
-            taken.setdefault(candidate.digest, (candidate, self._all))
+            if candidate.digest not in without:
+                taken.setdefault(candidate.digest, (candidate, self._all))
         rows = sorted((candidate for candidate, _ in taken.values()), key=lambda candidate: candidate.rank, reverse=True)
         return rows, sum(heap.copies[digest] for digest, (_, heap) in taken.items())
+
+
+def _with_spare(count: int) -> int:
+    return 2 * count + SPARE_ROWS if count else 0
 
 
 class Spread:

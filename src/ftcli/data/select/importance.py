@@ -32,11 +32,13 @@ class Bag:
         self.counts = np.zeros(NUM_BUCKETS)
         self._reader = WordReader()
 
-    def add(self, texts: Sequence[str]) -> None:
+    def add(self, texts: Sequence[str]) -> Words:
+        """Count the n-grams of `texts`; their words, for whoever needs them too."""
         words = self._reader.read(texts)
         for size in SIZES:
             buckets, inside = buckets_of(words, size)
             self.counts += np.bincount(buckets[inside], minlength=NUM_BUCKETS)
+        return words
 
 
 def buckets_of(words: Words, size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

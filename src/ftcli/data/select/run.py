@@ -1,7 +1,8 @@
 """Choose from a large pool the rows nearest to a small task set, and write them as they were, with scores and a report.
 
-The pool is read three times, a chunk in memory at a time: to learn what it is like, to score it, and to copy what was chosen. Kept
-beside the chunk are the chosen rows' places. What is chosen depends on texts and the seed, and not on the order of the pool.
+The pool is read four times, a chunk in memory at a time: to learn what it is like, to score it, to find near copies among the best, and
+to copy what was chosen. Kept beside the chunk are the places of the best rows and their MinHash minima. What is chosen depends on texts
+and the seed, and not on the order of the pool.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ftcli.data.select.best import Best, Candidate, Spread
+from ftcli.data.select.doubts import Evidence, doubts
 from ftcli.data.select.importance import Bag, Importance, kl
+from ftcli.data.select.near import near_copies
 from ftcli.data.select.pool import Chunk, Pool
 from ftcli.data.select.way import Random, Way
-from ftcli.data.select.words import digests_of
+from ftcli.data.select.words import WordReader, digests_of
 from ftcli.errors import DataError, Problem, UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +53,8 @@ class Selection:
     clusters: int | None = None
     max_tokens: int = 256
     device: str = "auto"
+    min_near: float = 0.8
+    """Of two rows that share so much of their character n-grams only the better is chosen; 1 keeps both."""
     evaluation: Pool | None = None
     """Rows that hold one of these rows are left out."""
 
@@ -66,7 +71,8 @@ class SelectReport:
     chosen: list[Candidate]
     """Best first."""
     left_out: dict[str, int]
-    """Rows by the reason: copies of chosen rows, rows of the task set, rows that hold an evaluation row, rows without text."""
+    """Rows by the reason: copies of chosen rows, near copies of them, rows of the task set, rows that hold an evaluation row, rows
+    without text."""
     sources: list[tuple[str, int, int]]
     """(name, rows, chosen)"""
     pool_scores: dict[str, float]
@@ -77,6 +83,8 @@ class SelectReport:
     is_verbatim: bool
     """Rows are copied byte for byte; else written as JSON with the same values."""
     facts: dict[str, Any]
+    warnings: list[str]
+    """Reasons to doubt that the rows say anything of the task."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -91,6 +99,7 @@ class SelectReport:
             "scores": {"pool": self.pool_scores, "chosen": self.chosen_scores},
             "kl": {"pool": self.kl_pool, "chosen": self.kl_chosen, "reduction": self.kl_pool - self.kl_chosen},
             "verbatim": self.is_verbatim,
+            "warnings": self.warnings,
             **self.facts,
         }
 
@@ -109,7 +118,7 @@ class SelectReport:
         lines += ["", f"n-grams: the pool is {self.kl_pool:.3f} nats from the task, the chosen rows are {self.kl_chosen:.3f}"]
         if not self.is_verbatim:
             lines.append("rows are written as JSON with the same values: the pool is not all JSON Lines, nor all lines of text")
-        return lines
+        return [*lines, *([""] if self.warnings else []), *(f"warning: {warning}" for warning in self.warnings)]
 
     def _spreads(self) -> list[tuple[str, dict[str, float]]]:
         return [("pool", self.pool_scores), ("chosen", self.chosen_scores)]
@@ -161,6 +170,11 @@ class Search:
             raise DataError("there is nothing to choose by", [Problem("--like", "has no text")])
         self.way = way_of(selection)
         self.best: Best | None = None
+        reader = WordReader()
+        self.gold_words = reader.read(self.gold).ids
+        self.different_words = np.unique(self.gold_words)
+        self.known = np.zeros(len(self.different_words), dtype=bool)
+        """Of the different words of the task set, which stand in the pool."""
         self.spread = Spread()
         self.left_out: Counter[str] = Counter()
         self.rows_of: Counter[int] = Counter()
@@ -173,7 +187,8 @@ class Search:
         """Fit the way, and offer every row."""
         pool = self.selection.pool
         self.way.fit(self.gold, pool, self._tell)
-        self.best = Best(self.selection.count, self.way.quotas(self.selection.count))
+        quotas = self.way.quotas(self.selection.count)
+        self.best = Best(self.selection.count, quotas, has_spare=self.selection.min_near < 1)
         for chunk in pool.chunks():
             self._offer(chunk, self.best)
             self._tell(chunk.first + len(chunk), "score the pool")
@@ -183,7 +198,8 @@ class Search:
 
     def _offer(self, chunk: Chunk, best: Best) -> None:
         self.rows_of[chunk.source] += len(chunk)
-        self.bag.add(chunk.texts)
+        words = self.bag.add(chunk.texts)
+        self.known |= np.isin(self.different_words, words.ids)
         digests = digests_of(chunk.texts)
         kept = np.flatnonzero(self._allowed(chunk, digests))
         if not len(kept):
@@ -194,6 +210,18 @@ class Search:
         kept, scores, groups, digests = kept[finite], scores[finite], groups[finite], digests[kept][finite]
         self.spread.add(scores, digests)
         best.offer(scores + self.way.noise(digests), scores, groups, digests, chunk.first + kept, chunk.source)
+
+    def chosen(self) -> tuple[list[Candidate], int, int]:
+        """(the chosen rows, best first; equal texts that came again; near copies that would have been chosen)."""
+        assert self.best is not None
+        if self.selection.min_near >= 1:
+            return *self.best.chosen(), 0
+        candidates = self.best.candidates()
+        self._total = len(candidates)
+        near = near_copies(self.selection.pool, candidates, self.selection.min_near, self._tell)
+        chosen, copies = self.best.chosen(near)
+        last = chosen[-1].rank if len(chosen) == self.selection.count else (-np.inf, 0)
+        return chosen, copies, sum(candidate.digest in near and candidate.rank > last for candidate in candidates)
 
     def _allowed(self, chunk: Chunk, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """(n,) whether a row may be chosen at all; the reasons are counted."""
@@ -249,9 +277,10 @@ def way_of(selection: Selection) -> Way:
 
 def _write(search: Search, folder: Path) -> SelectReport:
     """Rows in the order of the pool, beside each its score."""
-    assert search.best is not None
+    from ftcli.files import json_text
+
     pool = search.selection.pool
-    chosen, copies = search.best.chosen()
+    chosen, copies, near = search.chosen()
     if not chosen:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in search.left_out.items() if count)
         raise DataError("there is nothing to choose from", [Problem("", f"no row of the pool is left: {reasons}")])
@@ -266,15 +295,33 @@ def _write(search: Search, folder: Path) -> SelectReport:
             raw = json.dumps(row.row, ensure_ascii=False, default=str) if row.raw is None else row.raw
             rows.write(raw if raw.endswith("\n") else raw + "\n")
             line = {"where": row.where, "source": names[candidate.source], "score": candidate.score, "rank": rank}
-            scores.write(json.dumps({**line, "group": candidate.group}, ensure_ascii=False) + "\n")
+            scores.write(json_text({**line, "group": candidate.group}) + "\n")
             bag.add([row.text])
             if search._progress is not None and done % 1000 == 0:
                 search._progress.update(done, len(chosen), "write the chosen rows")
     target.add(search.gold)
     taken = Counter(candidate.source for candidate in chosen)
-    left_out = {"copies of chosen rows": copies, **{reason: search.left_out[reason] for reason in sorted(search.left_out)}}
+    left_out = {"copies of chosen rows": copies, "near copies of chosen rows": near}
+    left_out |= {reason: search.left_out[reason] for reason in sorted(search.left_out)}
     spread = Spread()
     spread.add(np.array([row.score for row in chosen]), np.array([row.digest for row in chosen], dtype=np.uint64))
+    pool_scores, chosen_scores = search.spread.quantiles(), spread.quantiles()
+    kl_pool, kl_chosen = kl(target.counts, search.bag.counts), kl(target.counts, search.bag.counts, bag.counts)
+    evidence = Evidence(
+        by=search.selection.by,
+        reads_words=search.selection.by in ("ngrams", "perplexity") and search.selection.model is None,
+        num_asked=search.selection.count,
+        num_chosen=len(chosen),
+        num_unlike=sum(candidate.score <= 0 for candidate in chosen),
+        pool_scores=pool_scores,
+        chosen_scores=chosen_scores,
+        kl_pool=kl_pool,
+        kl_chosen=kl_chosen,
+        num_task_rows=len(search.gold),
+        num_task_words=len(search.gold_words),
+        num_different=len(search.different_words),
+        num_known=int(search.known.sum()),
+    )
     return SelectReport(
         by=search.selection.by,
         unit=search.way.unit,
@@ -284,10 +331,11 @@ def _write(search: Search, folder: Path) -> SelectReport:
         chosen=chosen,
         left_out=left_out,
         sources=[(name, search.rows_of[place], taken[place]) for place, name in enumerate(names)],
-        pool_scores=search.spread.quantiles(),
-        chosen_scores=spread.quantiles(),
-        kl_pool=kl(target.counts, search.bag.counts),
-        kl_chosen=kl(target.counts, search.bag.counts, bag.counts),
+        pool_scores=pool_scores,
+        chosen_scores=chosen_scores,
+        kl_pool=kl_pool,
+        kl_chosen=kl_chosen,
         is_verbatim=pool.is_lines,
         facts=search.way.facts(),
+        warnings=doubts(evidence),
     )

@@ -53,12 +53,7 @@ class RepeatFinder:
         self._texts.append(_digests(texts))
         self._words.append(_digests([" ".join(text.words) for text in read]))
         if self.finds_near:
-            rows = np.zeros((len(texts), NUM_PERMUTATIONS), dtype=np.uint32)
-            for place, text in enumerate(texts):
-                grams = character_ngrams(Text("", text[:MAX_CHARS], ""))
-                if len(grams):
-                    rows[place] = minima(grams) >> np.uint64(32)
-            self._minima.append(rows)
+            self._minima.append(minima_of(texts))
 
     def found(self) -> Repeats:
         """What repeats."""
@@ -70,6 +65,16 @@ class RepeatFinder:
             table = np.concatenate([np.zeros((0, NUM_PERMUTATIONS), dtype=np.uint32), *self._minima])
             near = int(np.count_nonzero(near_an_earlier(table, self.min_near) & ~again & ~same_words))
         return Repeats(int(again.sum()), int(same_words.sum()), near)
+
+
+def minima_of(texts: Sequence[str]) -> NDArray[np.uint32]:
+    """(n, P) minima of each text's character n-grams; zeros for a text without."""
+    rows = np.zeros((len(texts), NUM_PERMUTATIONS), dtype=np.uint32)
+    for place, text in enumerate(texts):
+        grams = character_ngrams(Text("", text[:MAX_CHARS], ""))
+        if len(grams):
+            rows[place] = minima(grams) >> np.uint64(32)
+    return rows
 
 
 def near_an_earlier(table: NDArray[np.uint32], min_near: float) -> NDArray[np.bool_]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ftcli.models.grow.growth import Grown, Growth, restacked, unfit
+from ftcli.models.grow.growth import Grown, Growth, num_layers_of, restacked, unfit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,12 @@ class GrowBlocks(Growth):
     num_blocks: int | None = Field(default=None, ge=1)
     """Layers that are added, at most as many as there are; the default is one for every four. A larger value learns more and costs
     more, at inference, too."""
+
+    def require_fit(self, fields: Mapping[str, Any]) -> None:
+        """No more blocks than layers."""
+        count = num_layers_of(fields)
+        if count is not None:
+            self._number(count)
 
     def grown(self, model: PreTrainedModel, seed: int) -> Grown:
         """The model with the new layers, each behind the layer that it is a copy of."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ftcli.models.grow.growth import Grown, Growth, restacked, unfit
+from ftcli.models.grow.growth import Grown, Growth, num_layers_of, restacked, unfit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,16 +28,26 @@ class GrowDepth(Growth):
 
     keeps_outputs: ClassVar[bool] = False
 
+    def require_fit(self, fields: Mapping[str, Any]) -> None:
+        """Less than half of the layers are left out."""
+        count = num_layers_of(fields)
+        if count is not None:
+            self._number(count)
+
+    def _number(self, count: int) -> int:
+        left_out = count // 4 if self.left_out is None else self.left_out
+        if 2 * left_out >= count:
+            what = f"{left_out} of {count} layers: the result would have {2 * max(0, count - left_out)}"
+            raise unfit("left_out", what, f"less than half of them, {count / 2:g}")
+        return left_out
+
     def grown(self, model: PreTrainedModel, seed: int) -> Grown:
         """The model with 2 * (layers - left_out) layers."""
         from ftcli.methods.parts import decoder_layers, layer_of
 
         count = len(decoder_layers(model)[1])
-        left_out = count // 4 if self.left_out is None else self.left_out
+        left_out = self._number(count)
         origins = [*range(count - left_out), *range(left_out, count)]
-        if len(origins) <= count:
-            what = f"{left_out} of {count} layers: the result would have {len(origins)}"
-            raise unfit("left_out", what, f"less than half of them, {count / 2:g}")
         result, stack = restacked(model, origins)
         layers = {name: layer_of(name, stack) for name, _ in result.named_parameters()}
         names = frozenset(name for name, layer in layers.items() if layer is not None and layer >= count - left_out)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ftcli.errors import RequestError
 from ftcli.models.grow.growth import Grown, Growth, rebuilt, unfit
 
 if TYPE_CHECKING:
@@ -47,6 +48,22 @@ _SIBLINGS = {
 }
 
 
+def _sibling(model_type: str) -> _Sibling:
+    """What a dense architecture becomes.
+
+    Raises:
+        RequestError: there is nothing that it could become.
+    """
+    if model_type not in _SIBLINGS:
+        raise _without_sibling(model_type)
+    return _SIBLINGS[model_type]
+
+
+def _without_sibling(named: str) -> RequestError:
+    kinds = ", ".join(f"{name} -> {other.model_type}" for name, other in _SIBLINGS.items())
+    return unfit("kind", f"a `{named}` has no sibling with experts", f"language models: {kinds}")
+
+
 class GrowExperts(Growth):
     """Every feed-forward network becomes so many copies of itself, of which a new router picks some for each token.
 
@@ -70,6 +87,11 @@ class GrowExperts(Growth):
             raise ValueError(f"`experts_per_token` is {self.experts_per_token}, and there are {self.num_experts} experts")
         return self
 
+    def require_fit(self, fields: Mapping[str, Any]) -> None:
+        """The architecture has a sibling."""
+        if "model_type" in fields:
+            _sibling(fields["model_type"])
+
     def grown(self, model: PreTrainedModel, seed: int) -> Grown:
         """A model of the sibling architecture."""
         import dataclasses
@@ -79,10 +101,9 @@ class GrowExperts(Growth):
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
         dense = model.config
-        sibling = _SIBLINGS.get(dense.model_type)
-        if sibling is None or model.get_output_embeddings() is None:
-            kinds = ", ".join(f"{name} -> {other.model_type}" for name, other in _SIBLINGS.items())
-            raise unfit("kind", f"a `{dense.model_type}` ({type(model).__name__}) has no sibling with experts", f"language models: {kinds}")
+        sibling = _sibling(dense.model_type)
+        if model.get_output_embeddings() is None:
+            raise _without_sibling(type(model).__name__)
         config_class = CONFIG_MAPPING[sibling.model_type]
         known = {item.name for item in dataclasses.fields(config_class)} | set(config_class.attribute_map)
         fields = {name: value for name, value in dense.to_dict().items() if name in known and name not in _NOT_TAKEN}

@@ -7,9 +7,11 @@ weights, and what is saved is an ordinary model of its class.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ftcli.errors import Problem, RequestError
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 GROWN_ATTRIBUTE = "ftcli_grown"
 # Logits of a grown model may differ by this much of the largest logit; by dtype, for sums in another order.
 _ROUNDING = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
@@ -41,6 +44,13 @@ class Growth(Spec, ABC):
     keeps_outputs: ClassVar[bool] = True
     """The larger model computes what the base does."""
 
+    def require_fit(self, fields: Mapping[str, Any]) -> None:
+        """Refuse what a configuration's `fields` alone tell, before anything is loaded.
+
+        Raises:
+            RequestError: the settings do not fit the model.
+        """
+
     @abstractmethod
     def grown(self, model: PreTrainedModel, seed: int) -> Grown:
         """The larger model; `model` is used up.
@@ -51,6 +61,23 @@ class Growth(Spec, ABC):
         Raises:
             RequestError: the settings do not fit the model.
         """
+
+
+def require_growth_fits(folder: Path, growth: Growth) -> None:
+    """Refuse a growth that the configuration in `folder` cannot take; what only the weights tell is found when they are loaded.
+
+    Raises:
+        RequestError: the settings do not fit the model.
+    """
+    path = folder / "config.json"
+    fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    growth.require_fit(fields.get("text_config", fields))
+
+
+def num_layers_of(fields: Mapping[str, Any]) -> int | None:
+    """Layers that a configuration says; None where it does not say, or by another name."""
+    found = [fields[name] for name in _LAYERS if isinstance(fields.get(name), int)]
+    return found[0] if found else None
 
 
 def grow(model: PreTrainedModel, growth: Growth, seed: int) -> PreTrainedModel:

@@ -59,9 +59,12 @@ class Divergence:
         total: Tensor = _InPieces.apply(hidden[batch.predict_from[rows]], pieces, *trained)  # type: ignore[no-untyped-call]
         return self.weight * total
 
-    def after_update(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
-        """Nothing: the gradient has done it."""
+    def decoupled_loss(self) -> Tensor | None:
+        """None: it is in the loss."""
         return None
+
+    def after_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing: the gradient has done it."""
 
 
 def held_targets(batch: Batch, sources: frozenset[int]) -> Tensor:

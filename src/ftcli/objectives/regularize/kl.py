@@ -28,7 +28,8 @@ class KL(RegularizerSettings):
     started with, so that a copy of the trained weights is all that is held. Costs the teacher's forward pass, about a third more
     time, and none with `cache`. Logits are held for a few targets at a time. The most direct hold on what a model says: on `replay`
     targets it keeps the base's predictions where they should stay, on `new` ones it slows the learning down as well: there take a
-    weight of 0.1 or less.
+    weight of 0.1 or less. It is 0 at the first step where the model begins as its teacher does; a soft prompt or a prefix begins as
+    something else than the base, and is drawn to say nothing: there `teacher: start` holds what it began with.
 
     With `cache` all tokens but the `top_k` count as one, as which the penalty is smaller by the tail's share p_rest times the KL
     within the tail, and never larger than the exact one.

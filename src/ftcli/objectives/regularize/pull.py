@@ -33,17 +33,20 @@ class Pulled:
         return value.clone() if self.towards is None else value - self.towards
 
 
+def _half_square(pulled: Pulled) -> Tensor:
+    squares = pulled.distance().square_()
+    if pulled.importance is not None:
+        squares *= pulled.importance
+    return (0.5 * pulled.weight) * squares.sum()
+
+
 class _HalfSquare(torch.autograd.Function):
     """½ Σ s d² of one parameter; nothing of its size is kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, pulled: Pulled) -> Tensor:
         ctx.pulled = pulled
-        distance = pulled.distance()
-        squares = distance.square_()
-        if pulled.importance is not None:
-            squares *= pulled.importance
-        return (0.5 * pulled.weight) * squares.sum()
+        return _half_square(pulled)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
@@ -68,9 +71,12 @@ class Pull:
         values: list[Tensor] = [_HalfSquare.apply(item.parameter, item) for item in self.pulled]  # type: ignore[no-untyped-call]
         return torch.stack([value.float() for value in values]).sum() * batch.total_weight
 
-    def after_update(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
-        """Nothing: the gradient has done it."""
+    def decoupled_loss(self) -> Tensor | None:
+        """None: it is in the loss."""
         return None
+
+    def after_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing: the gradient has done it."""
 
 
 class DecoupledPull(Pull):
@@ -79,15 +85,18 @@ class DecoupledPull(Pull):
     is_decoupled = True
 
     @torch.no_grad()
-    def after_update(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """The penalty as it was before; resting parameters stay where they are."""
-        rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
-        values = []
-        for item in self.pulled:
-            distance = item.distance()
-            values.append(0.5 * item.weight * distance.square().sum())
-            if not getattr(item.parameter, "is_resting", False):
-                share = min(1.0, float(rates[id(item.parameter)]) * item.weight)
-                end = torch.zeros_like(item.parameter) if item.towards is None else item.towards
-                item.parameter.lerp_(end.to(item.parameter.dtype), share)
+    def decoupled_loss(self) -> Tensor:
+        """The penalty at the weights that a step begins with, as the loss is measured."""
+        values = [_half_square(item).float() for item in self.pulled]
         return torch.stack(values).sum()
+
+    @torch.no_grad()
+    def after_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Move; resting parameters stay where they are."""
+        rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+        for item in self.pulled:
+            if getattr(item.parameter, "is_resting", False):
+                continue
+            share = min(1.0, float(rates[id(item.parameter)]) * item.weight)
+            end = torch.zeros_like(item.parameter) if item.towards is None else item.towards
+            item.parameter.lerp_(end.to(item.parameter.dtype), share)

@@ -43,8 +43,12 @@ class AtWork(Protocol):
         """Nats, summed over the batch's weighted targets."""
         ...
 
-    def after_update(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
-        """Act on the weights; what is decoupled tells its loss as it was before, in nats per target."""
+    def decoupled_loss(self) -> Tensor | None:
+        """Of what is decoupled, nats per target at the weights as they are, asked for before the update; None of what is in the loss."""
+        ...
+
+    def after_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Act on the weights, where it is decoupled."""
         ...
 
 
