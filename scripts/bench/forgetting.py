@@ -68,6 +68,8 @@ ROWS: dict[str, dict[str, Any]] = {
     },
 }
 OWN_TOKENS = 120_000
+EVALUATED = 6_000
+"""Characters of each held-out text: speeches have tens of thousands."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +135,13 @@ def kept_text(world: World, folder: Path) -> tuple[dict[str, Any], dict[str, Any
 
 
 def _split(text: str, place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sources of rows to train on, and of every eighth, which is held out."""
-    rows = text.splitlines(keepends=True)
-    parts = {"train": [row for index, row in enumerate(rows) if index % 8], "test": rows[::8]}
+    """Sources of rows to train on, and of every eighth, the beginning of which is held out."""
+    rows = [json.loads(line)["text"] for line in text.splitlines()]
+    parts = {"train": [row for index, row in enumerate(rows) if index % 8], "test": [row[:EVALUATED] for row in rows[::8]]}
     found = []
-    for part, lines in parts.items():
+    for part, texts in parts.items():
         path = place.with_name(f"{place.name}-{part}.jsonl")
-        path.write_text("".join(lines), encoding="utf-8")
+        path.write_text("".join(json.dumps({"text": one}) + "\n" for one in texts), encoding="utf-8")
         found.append({"source": {"kind": "file", "path": str(path)}, "format": {"kind": "text"}})
     return found[0], found[1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.files import write_json, write_lines
+from ftcli.files import json_text, write_json, write_lines
 
 if TYPE_CHECKING:
     from ftcli.evaluation.evaluate import Evaluated
@@ -113,4 +112,4 @@ def _sample_lines(task: Task, result: TaskResult) -> Iterator[bytes]:
             "metrics": [_called(task, name) for name in result.figures if name in row],
             **{_called(task, name): row[name] for name in result.figures if name in row and name not in _LATER},
         }
-        yield json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        yield json_text(document).encode("utf-8", "surrogatepass") + b"\n"

@@ -31,6 +31,8 @@ class Table:
     numbers_from: int = 99
     """Columns from this one on hold numbers."""
     marks: Sequence[tuple[str, Tone]] = ()
+    is_narrow: bool = False
+    """On a phone names in the first column are broken, and numbers wrap, rather than that it scrolls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,8 @@ svg { width: 100%; height: auto; display: block; }
 .beside h3, .beside h4 { color: var(--soft); font-size: .82rem; margin: .5rem 0 .1rem; font-weight: 600; }
 li { margin: .2rem 0; overflow-wrap: anywhere; }
 @media (max-width: 30rem) { table { font-size: .8rem; } th, td { padding-right: .45rem; min-width: 0; }
-  thead th, caption { font-size: .76rem; } th:last-child, td:last-child { padding-right: 0; } }
+  thead th, caption { font-size: .76rem; } th:last-child, td:last-child { padding-right: 0; }
+  thead th.number { white-space: normal; } .narrow td.number { white-space: normal; } .narrow tbody th { overflow-wrap: anywhere; min-width: 4.5rem; } }
 @media (min-width: 46rem) {
   .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; }
   .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .5rem 1.5rem; }
@@ -233,7 +236,8 @@ def _table(table: Table) -> str:
         body.append(f"<tr>{''.join(cells)}</tr>")
     label = escape(table.caption, quote=True)
     header = f"<thead><tr>{''.join(head)}</tr></thead>" if any(table.headings) else ""
-    inner = f"<table><caption>{label}</caption>{header}<tbody>{''.join(body)}</tbody></table>"
+    kind = ' class="narrow"' if table.is_narrow else ""
+    inner = f"<table{kind}><caption>{label}</caption>{header}<tbody>{''.join(body)}</tbody></table>"
     return f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">{inner}</div>'
 
 

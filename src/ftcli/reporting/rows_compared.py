@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ftcli.evaluation.statistics import Comparison, Interval
 
 SCORES = "scores.jsonl"
+_ERRORS = 1.96
+"""Standard errors on each side of a loss that hold 95 %."""
 Key = tuple[str, str]
 """(source, metric)."""
 
@@ -34,7 +36,7 @@ class Paired:
         found = self.comparison
         word = "no difference shown" if self.adjusted_p >= 0.05 else ("better" if found.difference.value > 0 else "worse")
         interval = f"{100 * found.difference.value:+.1f} ({100 * found.difference.low:+.1f} to {100 * found.difference.high:+.1f})"
-        least = f"{100 * found.minimum_detectable:.1f}" if found.minimum_detectable < float("inf") else "-"
+        least = f"{100 * found.minimum_detectable:.1f}" if found.is_detectable_known else "not known"
         rows = f"{found.num_only_a} / {found.num_only_b}"
         return [self.source, self.metric.replace("_", " "), word, interval, f"{self.adjusted_p:.2g}", rows, least, str(found.num_rows)]
 
@@ -83,6 +85,11 @@ def interval_of(rows: Mapping[str, float]) -> Interval:
 
     values = np.array(list(rows.values()))
     return wilson(float(values.sum()), len(values)) if np.isin(values, (0.0, 1.0)).all() else bootstrap_mean(values)
+
+
+def loss_interval(loss: float, error: float) -> str:
+    """The 95 % interval of a loss from its standard error."""
+    return f"{loss - _ERRORS * error:.4f} to {loss + _ERRORS * error:.4f}"
 
 
 def paired(first: Mapping[Key, Mapping[str, float]], second: Mapping[Key, Mapping[str, float]]) -> list[Paired]:

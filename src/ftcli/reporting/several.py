@@ -11,11 +11,13 @@ from ftcli.reporting.found_run import FoundRun
 from ftcli.reporting.live import format_measure, is_metric
 from ftcli.reporting.overview import recipe_lines
 from ftcli.reporting.page import Block, Document, Items, Section, Table, Text, Tone
-from ftcli.reporting.rows_compared import PAIRED_HEADINGS, before_and_after, paired, read_scores
+from ftcli.reporting.rows_compared import PAIRED_HEADINGS, Key, before_and_after, loss_interval, paired, read_scores
 from ftcli.units import format_seconds
 
 Quality = tuple[str, str, float]
 """(source, measure, value)."""
+Scores = Mapping[Key, Mapping[str, float]]
+"""(source, metric) -> row -> score."""
 
 
 def several_document(runs: Sequence[FoundRun]) -> Document:
@@ -85,8 +87,8 @@ def _runs(runs: Sequence[FoundRun], names: Sequence[str]) -> list[Block]:
     for run, name in zip(runs, names, strict=True):
         seconds = format_seconds(run.seconds) if run.seconds is not None else "-"
         passed = sum(bool(proof.get("passed")) for proof in run.proofs)
-        rows.append([name, run.state, run.method, run.base, str(run.step), seconds, f"{passed} of {len(run.proofs)}"])
-    return [Table("The runs", ["run", "state", "method", "base", "steps", "time", "proofs passed"], rows, numbers_from=4)]
+        rows.append([name, run.state, f"{run.method} on {run.base}", str(run.step), seconds, f"{passed} of {len(run.proofs)}"])
+    return [Table("The runs", ["run", "state", "method and base", "steps", "time", "proofs passed"], rows, numbers_from=3, is_narrow=True)]
 
 
 def _diagnoses(runs: Sequence[FoundRun], names: Sequence[str]) -> list[Block]:
@@ -130,27 +132,55 @@ def _differences(runs: Sequence[FoundRun], names: Sequence[str]) -> list[Block]:
 
 def _paired(runs: Sequence[FoundRun], names: Sequence[str]) -> list[Block]:
     scores = [before_and_after(read_scores(run.path))[1] for run in runs]
-    rows = []
+    rows: list[list[str]] = []
+    untold: list[str] = []
     for name, found in zip(names[1:], scores[1:], strict=True):
-        rows += [[name, *one.cells()] for one in paired(scores[0], found)]
-    if not rows:
-        return []
-    caption = f"Against {names[0]}, row by row: McNemar's exact test or a sign-flip permutation, Holm's correction"
-    return [Table(caption, ["run", *PAIRED_HEADINGS], rows, numbers_from=4)]
+        compared = paired(scores[0], found)
+        rows += [[name, *one.cells()] for one in compared]
+        untold += [] if compared else [_why_unpaired(scores[0], found, (names[0], name))]
+    blocks: list[Block] = []
+    if rows:
+        caption = f"Against {names[0]}, row by row: McNemar's exact test or a sign-flip permutation, Holm's correction"
+        blocks.append(Table(caption, ["run", *PAIRED_HEADINGS], rows, numbers_from=4))
+    if untold:
+        blocks += [Items(untold), Text(_KEPT_ROWS, is_soft=True)]
+    return blocks
+
+
+_KEPT_ROWS = (
+    "Values of single rows are kept of evaluation sources with `generate`; of a loss only the mean and its standard error are. "
+    "`ftcli eval RUN --against OTHER` compares losses, too, row by row."
+)
+
+
+def _why_unpaired(first: Scores, second: Scores, names: tuple[str, str]) -> str:
+    """Why there is nothing to compare row by row."""
+    without = [name for name, scores in zip(names, (first, second), strict=True) if not scores]
+    if without:
+        reason = f"{' and '.join(without)} kept no values of single rows"
+    elif not set(first) & set(second):
+        reason = "they measured no metric of the same source"
+    else:
+        reason = "they measured other rows"
+    return f"{names[1]} is not compared with {names[0]} row by row: {reason}."
 
 
 def _measures(runs: Sequence[FoundRun], names: Sequence[str]) -> list[Block]:
     rows = []
     for source, key in dict.fromkeys((source, key) for run in runs for source, values in run.after.items() for key in values):
-        values = [run.after.get(source, {}).get(key) for run in runs]
-        if key not in ("role", "loss_error") and any(_is_number(value) for value in values):
-            rows.append([source, key.replace("_", " "), *(_shown(key, value) for value in values)])
-    return [Table("The last value of every measure", ["source", "measure", *names], rows, numbers_from=2)] if rows else []
+        measured = [run.after.get(source, {}) for run in runs]
+        if key not in ("role", "loss_error") and any(_is_number(values.get(key)) for values in measured):
+            rows.append([source, key.replace("_", " "), *(_shown(key, values) for values in measured)])
+    caption = "The last value of every measure; of a loss with its 95 % interval"
+    return [Table(caption, ["source", "measure", *names], rows, numbers_from=2)] if rows else []
 
 
-def _shown(key: str, value: object) -> str:
+def _shown(key: str, values: Mapping[str, Any]) -> str:
+    value, error = values.get(key), values.get("loss_error")
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "-"
+    if key == "loss" and isinstance(error, float) and error > 0:
+        return f"{value:.4f} ({loss_interval(value, error)})"
     return f"{value:,}" if key in ("targets", "examples") else format_measure(key, float(value))
 
 

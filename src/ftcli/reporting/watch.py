@@ -69,13 +69,14 @@ def _points(records: Sequence[Mapping[str, Any]], *keys: str) -> Points:
 
 
 def chart(points: Points, width: int, height: int, blocks: str = BLOCKS) -> list[str]:
-    """`points` as columns of blocks, with the highest and the lowest value beside them.
+    """`points` as columns of blocks, with the highest and the lowest value beside them; few points make a narrow chart.
 
     Example:
         >>> [line.rstrip() for line in chart([(1, 0.0), (2, 1.0), (3, 2.0)], 3, 2)]
         ['        2 | ▁█', '        0 |▁██']
     """
-    columns = _columns(points, max(1, width))
+    # No wider than there are points: the rest would be drawn of what was never measured.
+    columns = _columns(points, max(1, min(width, len(points))))
     values = [value for value in columns if value is not None]
     low, high = min(values), max(values)
     levels = height * (len(blocks) - 1)
