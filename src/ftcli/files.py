@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ftcli.errors import RunError, UsageError
 
 PARTIAL = ".partial-"
 """Begins the name of whatever is still being written; it is never read, and removed when met."""
+
+_MOST_NAME, _MOST_PATH = 255, 4096  # bytes, of the file systems and kernels in use
 
 
 def write_text(path: Path, text: str) -> None:
@@ -41,8 +44,36 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON in one move."""
+    """Write `value` as JSON that every program can read, in one move; NaN and infinity become null."""
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def write_exact_json(path: Path, value: Any) -> None:
+    """Write `value` in one move as Python's json reads it back, NaN and infinity included: state, and files of other libraries."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def json_text(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """`value` as JSON; null for NaN and infinity, which JSON has not.
+
+    Args:
+        default: makes of a value that JSON has not one that it has.
+
+    Example:
+        >>> json_text({"loss": float("nan"), "interval": (float("-inf"), 1.5)})
+        '{"loss": null, "interval": [null, 1.5]}'
+    """
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=default)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def check_place(path: Path) -> None:
@@ -56,6 +87,31 @@ def check_place(path: Path) -> None:
         raise UsageError(f"nothing can be made at `{path}`: `{existing}` is no folder", hint="choose another place")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(f"nothing can be made at `{path}`: nothing may be written in `{existing}`", hint="choose another place")
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuse a path that no new folder can get, so that hours of work do not end without a name.
+
+    Raises:
+        UsageError: something is there already, or a folder that is filled beside it cannot be renamed to it.
+    """
+    shown = path.absolute()
+    if path.resolve() == Path.cwd():
+        raise UsageError(f"`{path}` is the folder we are in", hint="name a new folder")
+    for part in shown.parts:
+        longest = _MOST_NAME - (len(f"{PARTIAL}old-") if part == shown.name else 0)
+        if len(os.fsencode(part)) > longest:
+            raise UsageError(f"a name is too long: `{part[:40]}...` has {len(os.fsencode(part))} bytes, allowed: {longest}")
+    if len(os.fsencode(shown)) > _MOST_PATH - 2 * _MOST_NAME:
+        raise UsageError(f"a path is too long: `...{str(shown)[-40:]}` has {len(os.fsencode(shown))} bytes")
+    check_place(path)
+    if path.is_symlink():
+        hint = "name the folder that it leads to" if path.exists() else "remove the link, which leads nowhere, or choose another name"
+        raise UsageError(f"`{path}` is a link, in whose place no folder can be put", hint=hint)
+    if path.is_mount():
+        raise UsageError(f"`{path}` is where another disk begins, and cannot be replaced", hint="name a new folder in it")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"`{path}` exists already", hint="choose another folder, or remove this one")
 
 
 @contextmanager
@@ -144,7 +200,8 @@ def said_when_disk_is_full(path: Path) -> Iterator[None]:
 def disk_full(path: Path) -> RunError:
     """The error for a disk that is full while `path` is written."""
     return RunError(
-        f"the disk is full: `{path.name}` could not be written to {path.parent}", hint="free some space and go on with --resume"
+        f"the disk is full: `{path.name}` could not be written to {path.parent}",
+        hint="free some space and start again; a run goes on with --resume",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -25,7 +24,9 @@ def console() -> Console:
 
 def print_json(report: Any) -> None:
     """Writes `report` to stdout as JSON; NaN and infinity, which JSON has not, become null."""
-    print(json.dumps(_finite(report), indent=2, ensure_ascii=False, default=str), flush=True)
+    from ftcli.files import json_text
+
+    print(json_text(report, indent=2, default=str), flush=True)
 
 
 @contextmanager
@@ -33,16 +34,6 @@ def words_on_stderr(asked: bool) -> Iterator[None]:
     """With `asked`, whatever is printed inside goes to stderr, by libraries, too: stdout is for the report alone."""
     with redirect_stdout(sys.stderr) if asked else nullcontext():
         yield
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def print_error(message: str) -> None:

@@ -16,12 +16,11 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Give each row of a file its label, with the probability."""
-    import json
     import sys
 
     from ftcli.cli.console import print_json
     from ftcli.exporting.predict import predict_file
-    from ftcli.files import said_when_disk_is_full, write_text
+    from ftcli.files import json_text, said_when_disk_is_full, write_text
     from ftcli.reporting.live import Reporter
 
     with Reporter(stream=sys.stderr) as reporter:
@@ -29,11 +28,11 @@ def predict(
     rows = [prediction.to_json() for prediction in predictions]
     if output is not None:
         with said_when_disk_is_full(output):
-            write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            write_text(output, "".join(json_text(row) + "\n" for row in rows))
     if as_json:
         print_json({"target": target, "predictions": rows})
     elif output is None:
         for row in rows:
-            typer.echo(json.dumps(row, ensure_ascii=False))
+            typer.echo(json_text(row))
     else:
         typer.echo(f"{len(rows)} predictions -> {output}")
