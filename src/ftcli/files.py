@@ -129,7 +129,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     with said_when_disk_is_full(path):
         try:
-            partial.mkdir(parents=True)
+            _make(partial, path)
             yield partial
             sync_folder(partial)
             if path.exists():
@@ -139,6 +139,17 @@ def new_folder(path: Path) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _make(partial: Path, path: Path) -> None:
+    """Where everything may be written, some places take no folder all the same: `/proc`, a disk that is read only."""
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = f"no folder can be made at `{path}`: {(error.strerror or str(error)).lower()}"
+        raise UsageError(what, hint="choose another place") from error
 
 
 def _replace_folder(partial: Path, path: Path) -> None:

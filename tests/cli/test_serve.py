@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -355,6 +356,90 @@ def test_a_reader_that_goes_away_stops_its_stream_and_nothing_else(serving: Any,
         with socket.create_connection(serving.server_address[:2], timeout=30) as connection:
             connection.sendall(head.encode() + body)
     assert ask("/v1/chat/completions", chat("green"))[0] == 200
+
+
+def test_a_client_that_goes_away_from_a_whole_answer_is_waited_for_no_longer(
+    serving: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer in hand ends at the next token, and those in the line are never begun."""
+    engine, calls, gone = serving.engine, [0], threading.Event()
+    model = next(module for module in engine.served.use("base").modules() if hasattr(module, "lm_head"))
+    cancel, cancelled = engine.cancel, []
+
+    def cancel_noted(job: Any) -> None:
+        cancel(job)
+        cancelled.append(job)
+        if len(cancelled) == 4:
+            gone.set()
+
+    monkeypatch.setattr(engine, "cancel", cancel_noted)
+    body = {"model": "base", "prompt": "Once", "max_tokens": 32, "seed": 3, "temperature": 1.5}
+
+    def count(*_: object) -> None:
+        calls[0] += 1
+        if calls[0] == 3 and not gone.is_set():
+            gone.wait(30)
+
+    gone.set()
+    handle = model.register_forward_pre_hook(count)
+    ask("/v1/completions", body)
+    num_whole, calls[0] = calls[0], 0
+    assert num_whole > 6
+    gone.clear()
+    text = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+    connections = [socket.create_connection(serving.server_address[:2], timeout=30)]
+    connections[0].sendall(head.encode() + text)
+    while calls[0] < 3:
+        time.sleep(0.01)
+    connections += [socket.create_connection(serving.server_address[:2], timeout=30) for _ in range(3)]
+    for connection in connections[1:]:
+        connection.sendall(head.encode() + text)
+    while engine.num_waiting < 3:
+        time.sleep(0.01)
+    for connection in connections[1:]:
+        connection.close()
+    for _ in range(500):
+        if not engine.num_waiting:
+            break
+        time.sleep(0.01)
+    assert engine.num_waiting == 0
+    connections[0].close()
+    assert ask("/v1/completions", {**body, "max_tokens": 1})[0] == 200
+    handle.remove()
+    assert gone.is_set()
+    assert calls[0] <= 4 + 1  # the token at which it was, perhaps one more, and the one that was asked for since
+
+
+def test_a_base_without_a_template_says_what_it_can_do_and_can_be_given_one(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftcli.serving.engine import Engine
+    from ftcli.serving.models import serve_models
+    from ftcli.serving.protocol import read_request
+    from ftcli.serving.refusal import ApiError
+
+    bare = folders / "bare"
+    shutil.copytree(folders / "base", bare)
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    (bare / "tokenizer_config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "chat_template"}))
+    request = read_request(json.dumps(chat("bare")).encode(), is_chat=True, token_limit=32)
+    engine = Engine(serve_models(str(bare), {}))
+    with pytest.raises(ApiError, match=r"POST /v1/completions.*`ftcli serve --template \w+` gives it a template") as error:
+        engine.submit(request)
+    engine.close()
+    assert (error.value.status, error.value.field) == (400, "messages")
+    engine = Engine(serve_models(str(bare), {}, template="plain"))
+    assert not isinstance(engine.submit(request).pieces.get(timeout=60), ApiError)
+    engine.close()
+    monkeypatch.setattr("ftcli.cli.serve._run", lambda server, engine: (server.server_close(), engine.close()))
+    assert run(["serve", str(bare), "--port", "0"]) == 0
+    assert "note: `bare` has no chat template, and takes no conversations" in capsys.readouterr().out
+    assert run(["serve", str(bare), "--port", "0", "--template", "plain"]) == 0
+    assert "no chat template" not in capsys.readouterr().out
+    assert run(["serve", str(folders / "base"), "--port", "0", "--template", "plain"]) == 2
+    assert "all of these have one" in capsys.readouterr().err
 
 
 def test_a_full_line_is_answered_with_429(folders: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ftcli.errors import GateError, RequestError, UsageError
-from ftcli.exporting.difference import logits_on
+from ftcli.exporting.checks import Check
+from ftcli.exporting.difference import Difference, logits_on
 from ftcli.exporting.export import export
 from ftcli.exporting.formats.adapter import Adapter
 from ftcli.exporting.formats.hf import Hf
@@ -113,6 +114,31 @@ def test_weights_that_are_no_numbers_are_named_before_anything_is_written(form: 
         export([str(base)], form, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("kind", ["hf", "merge"])
+def test_weights_beyond_float16_are_named_before_anything_is_written(kind: str, make_adapter: Any, base: Path, tmp_path: Path) -> None:
+    from ftcli.exporting.merge_run import merge_folder
+
+    adapter, output = make_adapter("one"), tmp_path / "out"
+    name = broken(base / "model.safetensors", "layers.1.mlp.up_proj", 1e5)
+    ask: dict[str, Callable[[], object]] = {
+        "hf": lambda: export([str(base)], Hf("float16"), output),
+        "merge": lambda: merge_folder(str(base), adapter, output, dtype="float16"),
+    }
+    with pytest.raises(RequestError, match=r"1 tensor is beyond float16") as error:
+        ask[kind]()
+    assert [(problem.where, problem.what) for problem in error.value.problems] == [
+        (name, "its largest number is 1e+05, float16 ends at 6.55e+04")
+    ]
+    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    if kind == "hf":
+        assert export([str(base)], Hf("bfloat16"), tmp_path / "out").dtype == "bfloat16"
+
+
+def test_a_check_with_nan_says_that_it_failed() -> None:
+    assert Check("logits", True, difference=Difference(float("nan"), 0.0, 3)).line().startswith("FAILED: ")
 
 
 def test_an_adapter_with_nan_is_named_and_not_merged(make_adapter: Any) -> None:

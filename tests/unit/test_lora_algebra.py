@@ -294,6 +294,13 @@ def test_a_wrong_recipe_is_refused(changes: dict[str, Any], message: str, make_a
         read_adapter_recipe(data, tmp_path)
 
 
+@pytest.mark.parametrize("method", ["lora_concat", "lora_svd", "lora_task_arithmetic"])
+def test_a_merge_in_which_no_adapter_counts_is_refused(method: str, make_adapter: Any, tmp_path: Path) -> None:
+    models = [{"model": str(make_adapter("a0", 0)), "parameters": {"weight": 0}}]
+    with pytest.raises(RequestError, match="the weights are all 0"):
+        read_adapter_recipe({"merge_method": method, "models": models}, tmp_path)
+
+
 def test_adapters_that_do_not_fit_are_refused_before_anything_is_written(make_adapter: Any, tmp_path: Path) -> None:
     first = make_adapter("a0", 0)
     other = tmp_path / "other"
@@ -367,6 +374,39 @@ def test_models_that_differ_in_more_than_numbers_are_refused(tmp_path: Path) -> 
     same = Extraction(stored_model(tmp_path / "base"), stored_model(tmp_path / "base"), anatomy(tmp_path / "base"), rank=2)
     with pytest.raises(RequestError, match="the same weights"):
         extract_lora(same, tmp_path / "out", base="b", inputs={})
+
+
+@pytest.mark.parametrize(
+    ("tuned", "message"),
+    [
+        (lambda: make_llama(num_hidden_layers=4), r"model.layers.2.input_layernorm.weight: is in the tuned model only, and so are 17 more"),
+        (lambda: make_llama(num_hidden_layers=1), r"is not in the tuned model's weights"),
+        (lambda: make_llama(intermediate_size=32), r"has shape \(32, 16\) in the tuned model, \(24, 16\) in the base"),
+    ],
+    ids=["deeper", "shallower", "wider"],
+)
+def test_models_of_other_depths_and_shapes_are_refused(tuned: Callable[[], Any], message: str, tmp_path: Path) -> None:
+    from ftcli.exporting.extract_lora import extract
+
+    make_llama().save_pretrained(tmp_path / "base")
+    tuned().save_pretrained(tmp_path / "tuned")
+    with pytest.raises(RequestError, match=message):
+        extract(str(tmp_path / "tuned"), str(tmp_path / "base"), tmp_path / "out", rank=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_changes_beside_the_language_model_is_not_dropped(tmp_path: Path) -> None:
+    from ftcli.exporting.extract_lora import anatomy
+
+    for name, value in (("base", 0.0), ("same", 0.0), ("tuned", 1.0)):
+        make_llama().save_pretrained(tmp_path / name)
+        disturbed = load_file(tmp_path / name / "model.safetensors")
+        disturbed["model.norm.weight"] += 0.0 if name == "base" else 0.5
+        save_file({**disturbed, "vision.weight": torch.full((2, 2), value)}, tmp_path / name / "model.safetensors", {"format": "pt"})
+    base = stored_model(tmp_path / "base")
+    Extraction(stored_model(tmp_path / "same"), base, anatomy(tmp_path / "base"), rank=2).check()
+    with pytest.raises(RequestError, match=r"vision.weight: differs, and is no parameter"):
+        Extraction(stored_model(tmp_path / "tuned"), base, anatomy(tmp_path / "base"), rank=2).check()
 
 
 @pytest.fixture

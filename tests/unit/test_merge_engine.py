@@ -8,18 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.merge_models import LLAMA, family, llama_shapes, random_values, read_values, write_model
+from tests.merge_models import LLAMA, family, llama_shapes, random_values, read_values, write_model, write_tensors
 
 from ftcli.errors import GateError, UsageError
 from ftcli.files import sha256_of
-from ftcli.merging.engine import JOURNAL, working_folder
+from ftcli.merging.engine import JOURNAL, _Work, working_folder
+from ftcli.merging.hold import LOCK
 from ftcli.merging.methods.registry import METHODS
 from ftcli.merging.numbers import from_float32, to_float32
-from ftcli.merging.outcome import merge_models
+from ftcli.merging.outcome import left_behind, merge_models
+from ftcli.merging.plan import plan_merge
+from ftcli.merging.planned import TensorPlan
 from ftcli.merging.stored import folder_tensors, read_header
 
 TIES = """
@@ -223,7 +227,7 @@ def test_the_manifest_has_the_hash_of_every_file_that_went_in(tmp_path: Path) ->
     family(tmp_path, shards=2)
     out = merged(tmp_path, TIES)
     manifest = json.loads((out / "manifest.json").read_text())
-    assert len(manifest["inputs"]) == 8
+    assert len(manifest["inputs"]) == 4 * (2 + 2)  # of each model two shards, their index, and the configuration
     assert manifest["inputs"]["a/model-00001-of-00002.safetensors"] == sha256_of(tmp_path / "a" / "model-00001-of-00002.safetensors")
     assert str(tmp_path) not in (out / "README.md").read_text()
     assert not (out / JOURNAL).exists()
@@ -251,3 +255,181 @@ def test_modules_are_merged_each_with_its_own_settings(tmp_path: Path) -> None:
         share = {"vision_tower.layers.0.proj.weight": 1.0}.get(name, 0.25 if name.startswith("vision_tower") else 0.5)
         expected = share * models["a"][name] + (1 - share) * models["b"][name]
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_two_merges_into_one_place_never_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is refused while the first is at work, resumed or not, and the first ends as if there had been no second."""
+    family(tmp_path)
+    expected = weights(merged(tmp_path, TIES))
+    recipe, other, out = tmp_path / "first.yaml", tmp_path / "second.yaml", tmp_path / "both"
+    recipe.write_text(TIES)
+    other.write_text(DARE)
+    merge, refused, met = _Work.merge, [], []
+
+    def with_company(work: _Work, tensor: TensorPlan) -> None:
+        if not met:
+            met.append(tensor.name)
+            for resume in (False, True):
+                with pytest.raises(UsageError, match=rf"`{out}` is being merged by process {os.getpid()}") as error:
+                    merge_models(other, out, resume=resume, verify=False)
+                refused.append(error.value.exit_code)
+        merge(work, tensor)
+
+    monkeypatch.setattr(_Work, "merge", with_company)
+    merge_models(recipe, out, threads=1, verify=False)
+    assert refused == [2, 2]
+    assert weights(out) == expected
+    assert "ties" in (out / "merge_recipe.yaml").read_text()
+    assert not (out / LOCK).exists()
+    assert not working_folder(out).exists()
+
+
+def test_a_merge_that_waited_at_the_door_finds_the_place_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was planned while the other one ran, and begins when that one has just ended."""
+    family(tmp_path)
+    out = tmp_path / "out"
+    monkeypatch.setattr("ftcli.merging.outcome.plan_merge", lambda *given, **more: (merged_meanwhile(), plan_merge(*given, **more))[1])
+
+    def merged_meanwhile() -> None:
+        monkeypatch.undo()
+        merged(tmp_path, TIES)
+
+    (tmp_path / "late.yaml").write_text(DARE)
+    with pytest.raises(UsageError, match="exists already"):
+        merge_models(tmp_path / "late.yaml", out, verify=False)
+    assert "dare" not in (out / "merge_recipe.yaml").read_text()
+    assert not working_folder(out).exists()
+
+
+def test_a_merge_that_fails_lets_go_of_its_place(tmp_path: Path) -> None:
+    family(tmp_path)
+    large = "merge_method: linear\nmodels: [a]\nparameters: {weight: 1000000, normalize: false}\nout_dtype: float16\n"
+    with pytest.raises(GateError):
+        merged(tmp_path, large)
+    assert not working_folder(tmp_path / "out").exists()
+    merged(tmp_path, TIES)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda here: Path("."), "is the folder we are in"),
+        (lambda here: here.absolute(), "is the folder we are in"),
+        (lambda here: Path("n" * 250), "a name is too long"),
+        (lambda here: Path("n" * 256) / "out", "a name is too long"),
+        (lambda here: link(here / "lost", here / "nowhere"), "leads nowhere"),
+        (lambda here: link(here / "found", here.parent), "is a link"),
+    ],
+)
+def test_a_place_that_can_get_no_folder_is_refused_before_any_work(
+    make: Callable[[Path], Path], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family(tmp_path)
+    (tmp_path / "r.yaml").write_text(TIES)
+    here = tmp_path / "empty"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    out = make(here)
+    before = sorted(os.listdir(here))
+    with pytest.raises(UsageError, match=message):
+        merge_models(tmp_path / "r.yaml", out, verify=False)
+    assert sorted(os.listdir(here)) == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def link(path: Path, target: Path) -> Path:
+    path.symlink_to(target)
+    return path
+
+
+class Stopped(BaseException):
+    """As Ctrl-C."""
+
+
+def write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def merge_of_everything(folder: Path) -> Path:
+    """A recipe that reads statistics, an adapter, tokenizers and templates."""
+    shapes = llama_shapes(LLAMA)
+    family(folder)
+    for number, name in enumerate("ab"):
+        weights = {key: ("F32", np.abs(value)) for key, value in random_values(shapes, number).items()}
+        write_tensors(folder / f"{name}.safetensors", weights)
+        words = {f"w{row}": row for row in range(40)}
+        write_json(folder / name / "tokenizer.json", {"model": {"type": "BPE", "vocab": words, "merges": []}, "added_tokens": []})
+        write_json(folder / name / "tokenizer_config.json", {"chat_template": "one"})
+        write_json(folder / name / "generation_config.json", {"eos_token_id": 2})
+    target = "base_model.model.model.layers.1.self_attn.q_proj"
+    write_json(folder / "lora" / "adapter_config.json", {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]})
+    factors = random_values({f"{target}.lora_A.weight": (2, 16), f"{target}.lora_B.weight": (16, 2)}, 5)
+    write_tensors(folder / "lora" / "adapter_model.safetensors", {name: ("F32", value) for name, value in factors.items()})
+    recipe = folder / "all.yaml"
+    models = [{"model": "a", "statistics": "a.safetensors"}, {"model": "b+lora", "statistics": "b.safetensors"}]
+    write_json(recipe, {"merge_method": "fisher", "models": models, "tokenizer": {"source": "a"}, "chat_template": "auto"})
+    return recipe
+
+
+def test_a_merge_goes_on_only_while_nothing_that_goes_in_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, out = merge_of_everything(tmp_path), tmp_path / "out"
+    fresh = tmp_path / "fresh"
+    merge_models(recipe, fresh, verify=False)
+    merge, begun = _Work.merge, []
+
+    def interrupted(work: _Work, tensor: TensorPlan) -> None:
+        begun.append(tensor.name)
+        if len(begun) > 4:
+            raise Stopped
+        merge(work, tensor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Work, "merge", interrupted)
+        patched.setattr("ftcli.merging.engine._WRITTEN_BEFORE_SYNC", 1)
+        with pytest.raises(Stopped):
+            merge_models(recipe, out, threads=1, verify=False)
+    assert left_behind(out) is not None
+    files = ["a.safetensors", "b.safetensors", "a/model.safetensors", "lora/adapter_model.safetensors", "lora/adapter_config.json"]
+    files += [f"{name}/{file}" for name in "ab" for file in ("config.json", "tokenizer.json", "tokenizer_config.json")]
+    for name in [*files, "a/generation_config.json"]:
+        path, before = tmp_path / name, (tmp_path / name).read_bytes()
+        status = path.stat()
+        text = before.decode("latin-1")
+        after = text[:-1] + chr(ord(text[-1]) ^ 1) if name.endswith(".safetensors") else text.replace("{", '{"new": 1, ', 1)
+        path.write_bytes(after.replace('"w7": 7, "w8": 8', '"w8": 7, "w7": 8').encode("latin-1"))
+        with pytest.raises(UsageError, match="changed since"):
+            merge_models(recipe, out, resume=True, verify=False)
+        path.write_bytes(before)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.utime(tmp_path / "a" / "tokenizer.json")
+    outcome = merge_models(recipe, out, resume=True, verify=False)
+    assert outcome.num_resumed == 4
+    assert sha256_of(out / "model.safetensors") == sha256_of(fresh / "model.safetensors")
+    assert left_behind(out) is None
+
+
+def test_the_manifest_has_the_small_files_and_the_statistics_too(tmp_path: Path) -> None:
+    merge_models(merge_of_everything(tmp_path), tmp_path / "out", verify=False)
+    inputs = json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"]
+    small = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+    expected = {f"a/{name}": tmp_path / "a" / name for name in ("model.safetensors", *small)}
+    expected |= {f"b+lora/{name}": tmp_path / "b" / name for name in ("model.safetensors", *small)}
+    expected |= {f"b+lora/{name}": tmp_path / "lora" / name for name in ("adapter_model.safetensors", "adapter_config.json")}
+    expected |= {name: tmp_path / name for name in ("a.safetensors", "b.safetensors")}
+    assert inputs == {name: sha256_of(path) for name, path in expected.items()}
+
+
+def test_a_folder_of_this_machine_never_becomes_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family(tmp_path / "runs")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "runs" / "c").rename(tmp_path / "base" / "c")
+    monkeypatch.chdir(tmp_path)
+    long_form = {"model": {"path": f"{tmp_path}/runs/b"}}
+    models = [{"model": model} for model in ("runs/a", long_form, "base/c")]
+    out = merged(tmp_path, json.dumps({"merge_method": "linear", "models": models, "parameters": {"weight": 1}}))
+    card = (out / "README.md").read_text()
+    assert "base_model:" not in card
+    assert "runs/" not in card
+    assert str(tmp_path) not in card
+    assert "| b | model |" in card

@@ -145,6 +145,17 @@ def test_a_head_that_only_one_model_has_is_merged_with_the_embedding_of_the_othe
     assert "lm_head.weight" in {tensor.name for tensor in swapped.tensors}
 
 
+def test_the_head_of_a_last_slice_that_ties_it_is_its_embedding(tmp_path: Path) -> None:
+    family(tmp_path, count=1)
+    config = {**LLAMA, "tie_word_embeddings": True}
+    write_model(tmp_path / "b", random_values(llama_shapes(config), 5), config)
+    first, last = "  - sources: [{model: a, layer_range: [0, 2]}]\n", "  - sources: [{model: b, layer_range: [1, 3]}]\n"
+    plan = planned(tmp_path, f"merge_method: passthrough\nslices:\n{first}{last}")
+    (head,) = (tensor for tensor in plan.tensors if tensor.name == "lm_head.weight")
+    assert [(plan.sources[item.source].reference, item.name) for item in head.inputs] == [("b", "model.embed_tokens.weight")]
+    assert plan.config["tie_word_embeddings"] is False
+
+
 def test_layers_take_their_settings_with_them() -> None:
     config = {
         "num_hidden_layers": 4,

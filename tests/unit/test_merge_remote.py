@@ -118,3 +118,15 @@ def test_weights_that_are_not_what_the_headers_said_are_refused(hub: FakeHub, tm
 
     with pytest.raises(RequestError, match="cannot be had"):
         fetched(plan)
+
+
+def test_the_card_names_as_bases_what_came_from_the_hub_and_nothing_else(hub: FakeHub, tmp_path: Path) -> None:
+    family(tmp_path / "owner", count=1)
+    (tmp_path / "owner" / "a").rename(tmp_path / "owner" / "here")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("merge_method: linear\nmodels: [org/a@main, org/b, owner/here]\nparameters: {weight: 1}\n")
+    merge_models(recipe, tmp_path / "out", verify=False)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nbase_model:\n- org/a\n- org/b\nbase_model_relation: merge\n")
+    assert "| org/a@main | model |" in card
+    assert "| here | model |" in card

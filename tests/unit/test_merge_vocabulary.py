@@ -144,3 +144,31 @@ def test_the_chat_template_is_the_one_asked_for(template: str, expected: str, tw
         (two / name / "chat_template.jinja").write_text("OWN")
     out = merged(two, LINEAR.format("{source: base}") + f"chat_template: {template}\n")
     assert expected in (out / "chat_template.jinja").read_text()
+
+
+def test_a_union_says_how_much_of_a_text_it_cuts_as_each_model_did(two: Path) -> None:
+    """Counted here token by token, on the stories that the merge reads."""
+    import gzip
+
+    from ftcli.builtin.catalogue import dataset_path
+
+    (two / "union.yaml").write_text(LINEAR.format("{source: union}"))
+    outcome = merge_models(two / "union.yaml", two / "union", verify=False)
+    union = Tokenizer.from_file(str(two / "union" / "tokenizer.json"))
+    with gzip.open(dataset_path("stories", "test"), "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in file][:200]
+    shares = []
+    for name in "ab":
+        own = Tokenizer.from_file(str(two / name / "tokenizer.json"))
+        cuts = [(set(union.encode(text).offsets), own.encode(text).offsets) for text in texts]
+        shares.append(sum(place in found for found, theirs in cuts for place in theirs) / sum(len(theirs) for _, theirs in cuts))
+    assert min(shares) < 1
+    said = [warning for warning in outcome.warnings if "alike" in warning]
+    expected = [
+        f"`{name}`: the union cuts {100 * share:.1f} % of its tokens" for name, share in zip("ab", shares, strict=True) if share < 1
+    ]
+    assert len(said) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(said, expected, strict=True))
+    assert json.loads((two / "union" / "manifest.json").read_text())["warnings"] == list(outcome.warnings)
+    (two / "own.yaml").write_text(LINEAR.format("{source: base}"))
+    assert not [warning for warning in merge_models(two / "own.yaml", two / "own", verify=False).warnings if "alike" in warning]

@@ -108,7 +108,7 @@ def _merge_recipe(
     from ftcli.cli.console import print_json
     from ftcli.cli.merge_special import carry_out_special
     from ftcli.errors import UsageError
-    from ftcli.merging.outcome import carry_out_plan, check_output, outcome_lines, plan_json, plan_lines
+    from ftcli.merging.outcome import carry_out_plan, check_output, left_behind, outcome_lines, plan_json, plan_lines
     from ftcli.merging.plan import plan_merge
     from ftcli.merging.recipe import load_merge_recipe
     from ftcli.merging.special import open_special
@@ -132,7 +132,11 @@ def _merge_recipe(
 
     assert output is not None
     with Reporter(stream=sys.stderr if as_json else None) as reporter:
-        outcome = carry_out_plan(plan, output, threads=threads, resume=resume, verify=verify, say=reporter.update)
+        try:
+            outcome = carry_out_plan(plan, output, threads=threads, resume=resume, verify=verify, say=reporter.update)
+        finally:
+            if (left := left_behind(output)) is not None:
+                reporter.note(left)
         for line in outcome_lines(outcome):
             reporter.note(line)
     if as_json:

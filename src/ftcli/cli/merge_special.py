@@ -15,6 +15,7 @@ def carry_out_special(
     """Print what would be done, or do it and print the report."""
     from ftcli.cli.console import print_json, words_on_stderr
     from ftcli.errors import UsageError
+    from ftcli.merging.search.run import left_behind
 
     if resume:
         what = "--resume is for merges of models"
@@ -29,7 +30,11 @@ def carry_out_special(
 
     assert output is not None
     with words_on_stderr(as_json), Reporter() as reporter:
-        report = special.run(output, threads=threads, verify=verify, say=reporter.update, note=reporter.note)
+        try:
+            report = special.run(output, threads=threads, verify=verify, say=reporter.update, note=reporter.note)
+        finally:
+            if (left := left_behind(output)) is not None:
+                reporter.note(left)
         for line in report["lines"]:
             reporter.note(line)
     if as_json:

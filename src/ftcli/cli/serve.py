@@ -21,6 +21,9 @@ def serve(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer that may be asked for.")] = 1024,
     max_body: Annotated[int, typer.Option("--max-body", min=1024, help="Largest request, in bytes.")] = 2**20,
     max_waiting: Annotated[int, typer.Option("--max-waiting", min=1, help="Requests in the line; more are answered with 429.")] = 256,
+    template: Annotated[
+        str | None, typer.Option(help="For models that have no chat template: `chatml`, `plain`, or a path to a Jinja file.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps; auto takes an accelerator where there is one.")] = "auto",
 ) -> None:
     """Answer OpenAI-style requests with one base and its adapters, for trying them out; Ctrl-C ends it."""
@@ -29,12 +32,12 @@ def serve(
     adapters = _adapters(adapter or [])
     from ftcli.models.quiet import quiet_libraries
     from ftcli.serving.engine import Engine
-    from ftcli.serving.models import serve_models
+    from ftcli.serving.models import no_conversations, serve_models
     from ftcli.serving.server import Limits
 
     with Reporter() as reporter:
         with quiet_libraries():
-            served = serve_models(target, adapters, device)
+            served = serve_models(target, adapters, device, template)
         engine = Engine(served, max_waiting=max_waiting)
         server = _listen(host, port, engine, Limits(body_bytes=max_body, max_tokens=max_tokens))
         if not server.is_local:
@@ -42,6 +45,9 @@ def serve(
         bound = server.server_address[1]
         shown = f"[{host}]" if ":" in host else host
         reporter.note(f"models: {', '.join(served.names)}")
+        for name, tokenizer in served.tokenizers.items():
+            if tokenizer.chat_template is None:
+                reporter.note(f"note: {no_conversations(name, tokenizer)}")
         reporter.note(f"listening at http://{shown}:{bound}/v1 (Ctrl-C ends it)")
         _run(server, engine)
         reporter.note("stopped")

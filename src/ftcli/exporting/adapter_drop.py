@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import Problem, RequestError
-from ftcli.files import new_folder
+from ftcli.files import new_folder, write_json
 from ftcli.reporting.found_run import RESOLVED_RECIPE, read_run
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def measure_drops(run: Path, progress: Any = None) -> DropReport:
     losses = [_losses(accelerator, model, recipe, stores, loaded.tokenizer.pad_id or 0, count) for count in counts]
     times = _relative_times(model, _timed_batch(model, recipe, stores[0]).to(accelerator.device), list(counts))
     report = DropReport(run.name, [DropRow(count, losses[count], round(times[count], 4)) for count in counts])
-    (run / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_json(run / REPORT, report.to_json())
     _plot(report, run / PLOT)
     return report
 

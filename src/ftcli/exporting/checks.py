@@ -23,7 +23,8 @@ class Check:
 
     def line(self) -> str:
         """One line for people."""
-        words = {True: "passed", False: "FAILED", None: "not verified"}[self.passed]
+        is_nan = self.difference is not None and not self.difference.is_number
+        words = {True: "passed", False: "FAILED", None: "not verified"}[False if is_nan else self.passed]
         parts = [part for part in (self.difference.line() if self.difference is not None else "", self.detail) if part]
         return f"{words}: {self.name}" + (f" ({'; '.join(parts)})" if parts else "")
 

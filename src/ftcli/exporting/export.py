@@ -17,11 +17,11 @@ from ftcli.errors import GateError, Problem, RequestError, UsageError
 from ftcli.exporting.checks import Check
 from ftcli.exporting.difference import compare, logits_on
 from ftcli.exporting.export_card import export_card
-from ftcli.exporting.finite import require_finite
+from ftcli.exporting.finite import require_finite, require_range
 from ftcli.exporting.formats.format import Format, Subject
 from ftcli.exporting.merge_run import MAX_KL
 from ftcli.exporting.source import Source, open_source
-from ftcli.files import check_place, file_hashes, new_folder, sha256_of, write_json, write_text
+from ftcli.files import check_new_folder, file_hashes, new_folder, sha256_of, write_json, write_text
 
 if TYPE_CHECKING:
     from ftcli.models.generate import Progress
@@ -64,9 +64,7 @@ def export(targets: Sequence[str], form: Format, output: Path, *, device: str = 
     """
     if form.single and len(targets) != 1:
         raise UsageError(f"`{form.kind}` holds one model, {len(targets)} are given", hint="export them one by one, or `--to vllm`")
-    check_place(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"`{output}` exists already", hint="choose another folder with -o, or remove this one")
+    check_new_folder(output)
     from ftcli.models.quiet import quiet_libraries
 
     say = progress.update if progress is not None else lambda done, total, what: None
@@ -149,6 +147,7 @@ def _loaded(source: Source, form: Format) -> tuple[Subject, list[Check]]:
         return Subject(source, module, expected), []
     merged = source.merge(module)
     del module
+    require_range(merged.named_parameters(), form.stored_dtype(source), "the export cannot be made")
     found = compare(expected, logits_on(merged, source.probe))
     is_equal = found.kl < MAX_KL and found.argmax_agreement == 1.0
     return Subject(source, merged, expected), [Check("merged = attached, float32", is_equal, "", found)]

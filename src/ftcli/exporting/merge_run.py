@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ftcli.errors import GateError, Problem, RequestError, UsageError
 from ftcli.exporting.difference import Difference, compare, logits_on
-from ftcli.exporting.finite import require_finite
+from ftcli.exporting.finite import require_finite, require_range
 from ftcli.exporting.source import Source, adapter_source, chosen_device, listed_steps, run_source
-from ftcli.files import check_place, file_hashes, new_folder, sha256_of, write_json, write_text
+from ftcli.files import check_new_folder, file_hashes, new_folder, sha256_of, write_json, write_text
+from ftcli.models.locate import is_on_hub
 from ftcli.models.quantisation import Quantization
 from ftcli.models.settings import Model
 
@@ -124,12 +125,14 @@ def _merge(
     from torch import nn
 
     from ftcli.exporting.kept_probe import write_kept_logits
+    from ftcli.merging.engine import working_folder
+    from ftcli.merging.hold import held
     from ftcli.models.load import save_model
     from ftcli.models.quiet import quiet_libraries
 
     _check_request(job, output, target)
     say = progress.update if progress is not None else lambda done, total, what: None
-    with quiet_libraries():
+    with quiet_libraries(), held(working_folder(output), output):
         say(0, 4, "load base and adapter")
         module = job.attached()
         require_finite(module, "the merge cannot be made")
@@ -144,7 +147,9 @@ def _merge(
             other: compare(expected, logits_on(_merged(job, job.attached(), cast("MergeTarget", other)), job.probe)) for other in others
         }
         say(2, 4, "write")
-        nn.Module.to(merged, _output_dtype(job, dtype))
+        stored = _output_dtype(job, dtype)
+        require_range(merged.named_parameters(), str(stored).removeprefix("torch."), "the merge cannot be made")
+        nn.Module.to(merged, stored)
         with new_folder(output) as partial:
             save_model(merged, job.tokenizer, partial)
             say(3, 4, "read back and compare")
@@ -163,9 +168,7 @@ def _check_request(job: Source, output: Path, target: str) -> None:
         raise UsageError(f"unknown merge target `{target}`", hint=f"targets: {', '.join(_TARGETS)}")
     if target != "dequantised" and not job.is_quantised:
         raise UsageError(f"target `{target}` is for a quantised base, and this one is not", hint="leave --target out")
-    check_place(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"`{output}` exists already", hint="choose another folder for the merged model, or remove this one")
+    check_new_folder(output)
 
 
 def _merged(job: Source, module: nn.Module, target: MergeTarget) -> PreTrainedModel:
@@ -238,7 +241,7 @@ def _manifest(report: MergeReport, job: Source) -> dict[str, Any]:
 
 def _card(report: MergeReport, job: Source) -> str:
     """The model card; it names no folder of this machine."""
-    is_hub_id = job.base is not None and not job.base.startswith(("builtin:", "/", "."))
+    is_hub_id = job.base is not None and is_on_hub(job.base)
     base = "random weights" if job.base is None else job.base if is_hub_id or job.base.startswith("builtin:") else Path(job.base).name
     front = ["---", *([f"base_model: {job.base}", "base_model_relation: finetune"] if is_hub_id else [])]
     front += ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- ftcli", "---"]

@@ -112,7 +112,7 @@ def _adapter_loader(name: str, folder: str, target: str, base: PreTrainedModel, 
         raise RequestError("the adapter is of another base", [problem])
     method = None if origin.recipe is None else origin.recipe.method
     if method is None:
-        return lambda model: load_adapter(model, origin.folder)
+        return lambda model: load_adapter(model, origin.folder, shares_base=True)
     if method.quantization() is not None:
         problem = Problem(
             where, f"was trained on `{origin.base}` quantised, and would compute something else here", f"ftcli generate {folder}"

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from ftcli.errors import Problem, RequestError
 from ftcli.merging.documents import read_object
-from ftcli.merging.numbers import Array
+from ftcli.merging.numbers import STORED, Array
 from ftcli.merging.pieces import row_ranges
 from ftcli.merging.stored import OpenFiles, StoredTensor, read_header
+from ftcli.merging.tied_head import TiedHead, are_same, tied_head, unknown_tie
 from ftcli.models.added_rows import needs_another_base
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -63,10 +64,15 @@ class Adapter:
     """Tensors that the adapter holds whole (PEFT's `modules_to_save`, trained biases)."""
     base: str | None
     """What its configuration says it was trained on."""
+    own_head: TiedHead | None = None
+    """The head that the base ties to its embedding, where the adapter makes two of them."""
 
 
-def open_adapter(folder: Path, base_tensors: Mapping[str, StoredTensor]) -> Adapter:
+def open_adapter(folder: Path, base_tensors: Mapping[str, StoredTensor], base_config: Mapping[str, Any]) -> Adapter:
     """The adapter in `folder`, matched with the tensors of its base.
+
+    Args:
+        base_config: the base's configuration, which says whether its head is its embedding.
 
     Raises:
         RequestError: it is not LoRA, or of a kind that no plain weights equal, or does not fit the base; names every problem.
@@ -78,6 +84,8 @@ def open_adapter(folder: Path, base_tensors: Mapping[str, StoredTensor]) -> Adap
         problems.append(Problem(str(folder), f"there is no {WEIGHTS_FILE}", None))
     if problems:
         raise RequestError("an adapter cannot be merged", problems)
+    tie = tied_head(base_config, base_tensors)
+    base_tensors = base_tensors if tie is None else tie.apart(base_tensors)
     modules: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
@@ -87,7 +95,9 @@ def open_adapter(folder: Path, base_tensors: Mapping[str, StoredTensor]) -> Adap
             if target is None or base_tensors[target].shape != tensor.shape:
                 problems.append(_no_place(folder, name, module, target, base_tensors))
             else:
-                replaced[target] = tensor
+                # under a tied head there is the embedding's own weight: a copy of one is a copy of both
+                pair = (tie.head, tie.embedding) if tie is not None and not tie.is_stored and ".base_layer." in name else ()
+                replaced.update(dict.fromkeys(pair if target in pair else (target,), tensor))
         else:
             modules.setdefault(module, {})[factor] = tensor
     low_rank = {}
@@ -100,10 +110,36 @@ def open_adapter(folder: Path, base_tensors: Mapping[str, StoredTensor]) -> Adap
                 low_rank[target] = change
         if problem is not None:
             problems.append(problem)
+    if (tied := unknown_tie(base_config, base_tensors, (*low_rank, *replaced))) is not None:
+        what = f"it changes `{tied}`, to which the base ties its head, and how the head would be called apart is not known"
+        problems.append(Problem(str(folder), what, "save the base with `tie_word_embeddings: false` and a head of its own"))
     if problems:
         raise RequestError("an adapter does not fit its base", problems)
     noted = config.get("base_model_name_or_path")
-    return Adapter(folder, low_rank, replaced, noted if isinstance(noted, str) else None)
+    own_head = None
+    if tie is not None and _stays_tied(tie, bool(config.get("ensure_weight_tying")), low_rank, replaced):
+        _follow(tie, low_rank)
+        _follow(tie, replaced)
+    else:
+        own_head = tie
+    return Adapter(folder, low_rank, replaced, noted if isinstance(noted, str) else None, own_head)
+
+
+def _follow(tie: TiedHead, changes: dict[str, Any]) -> None:
+    """Give a head that is still the embedding the embedding's change, where the base's file has a tensor for it."""
+    changes.pop(tie.head, None)
+    if tie.is_stored and tie.embedding in changes:
+        changes[tie.head] = changes[tie.embedding]
+
+
+def _stays_tied(tie: TiedHead, is_tied_by_peft: bool, low_rank: Mapping[str, LowRank], replaced: Mapping[str, StoredTensor]) -> bool:
+    """True when the adapter leaves head and embedding one tensor: both untouched, both replaced by the same, or tied by PEFT."""
+    if tie.head in low_rank or tie.embedding in low_rank:
+        return is_tied_by_peft and tie.embedding in low_rank
+    head, embedding = replaced.get(tie.head), replaced.get(tie.embedding)
+    if head is None or embedding is None:
+        return head is embedding or (is_tied_by_peft and embedding is not None)
+    return head is embedding or are_same(head, embedding)
 
 
 def _wrong_scales(folder: Path, config: Mapping[str, Any]) -> list[Problem]:
@@ -177,6 +213,8 @@ def _low_rank(
     if any(name not in factors for name in names):
         return None, Problem(str(folder), f"`{module}` has only {', '.join(factors)}", None)
     first, second = (factors[name] for name in names)
+    if odd := [factor.dtype for factor in factors.values() if factor.dtype not in STORED]:
+        return None, Problem(str(folder), f"the factors of `{module}` are stored as {odd[0]}, which cannot be computed with", None)
     if len(first.shape) != 2 or len(second.shape) != 2 or first.shape[0] != second.shape[1] or first.shape[0] == 0:
         what = f"`{module}`: A is {list(first.shape)} and B {list(second.shape)}, allowed: [r, in] and [out, r]"
         return None, Problem(str(folder), what, None)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ from ftcli.data.file_hashes import sha256_of_file
 from ftcli.errors import GateError, Problem, UsageError
 from ftcli.files import said_when_disk_is_full
 from ftcli.merging.global_trim import TrimmedTensor, global_limits
+from ftcli.merging.hold import clear
+from ftcli.merging.inputs import input_files
 from ftcli.merging.layers import is_buffer
 from ftcli.merging.numbers import Array, are_finite, fits, from_float32
 from ftcli.merging.pieces import Piece, row_ranges, rows_and_columns, sampled_rows
@@ -134,9 +136,12 @@ class Journal:
             raise UsageError("the recipe or its models have changed since the merge was interrupted", hint=hint)
         self.done = {entry["done"] for entry in entries[1:]}
 
-    def begin(self) -> None:
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """With the journal in its place, before anything that it would have to tell of."""
         if not self.path.is_file():
             self.path.write_text(json.dumps({"fingerprint": self.fingerprint}) + "\n", encoding="utf-8")
+        yield
 
     def finished(self, name: str, num_bytes: int, sync: Callable[[], None]) -> None:
         """Note a tensor; it counts once its bytes are on the disk."""
@@ -166,11 +171,11 @@ class Carried:
     num_unchanged: int
     """Tensors copied bit for bit, because no model changes them."""
     input_hashes: dict[str, str]
-    """SHA-256 of every file that was read."""
+    """SHA-256 of every file that went in."""
 
 
 def carry_out(plan: Plan, folder: Path, *, threads: int, resume: bool = False, say: Say | None = None) -> Carried:
-    """Write the shards of a plan into `folder`.
+    """Write the shards of a plan into `folder`, which is this merge's alone (see `hold`).
 
     Args:
         threads: tensors that are merged at once; the result does not depend on it.
@@ -186,10 +191,8 @@ def carry_out(plan: Plan, folder: Path, *, threads: int, resume: bool = False, s
     if resume:
         journal.read()
     else:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    with said_when_disk_is_full(folder), OpenFiles() as files, _Writer(plan, folder) as writer:
-        journal.begin()
+        clear(folder)
+    with said_when_disk_is_full(folder), journal.begun(), OpenFiles() as files, _Writer(plan, folder) as writer:
         work = _Work(plan, files, writer)
         pending = sorted((t for t in plan.tensors if t.name not in journal.done), key=lambda tensor: -tensor.num_bytes)
         num_resumed = len(plan.tensors) - len(pending)
@@ -213,9 +216,8 @@ def keep_freed_memory() -> None:
 
 def _run(plan: Plan, work: _Work, journal: Journal, pending: list[TensorPlan], threads: int, say: Say | None) -> dict[str, str]:
     """Merge the pending tensors and hash the inputs, largest first."""
-    named = {f"{source.reference}/{path.name}": path for source in plan.sources for path in source.files}
     with ThreadPoolExecutor(threads) as pool:
-        hashes = {name: pool.submit(_hash, path) for name, path in named.items()}
+        hashes = {name: pool.submit(_hash, path) for name, path in input_files(plan.recipe, plan.sources).items()}
         running = {pool.submit(work.merge, tensor): tensor for tensor in pending}
         try:
             _note_each(running, journal, work, say)

@@ -34,13 +34,17 @@ _EVEN_HEADS = ("llama", "mistral", "qwen2", "olmo2")
 
 
 def compare_sources(sources: Sequence[Source], donor: int, warn: Warn) -> None:
-    """Warn where two models mean something else by the same weights, and where an adapter may be on another base than its own."""
+    """Warn where two models mean something else by the same weights, where an adapter may be on another base than its own, and of
+    heads that are not the embedding any more."""
     first = sources[donor]
     for source in sources:
         if source is not first and (found := differences(text_config(first.config), text_config(source.config))):
             warn(f"`{first.reference}` and `{source.reference}` are configured differently: {'; '.join(found[:4])}")
         if source.doubt is not None:
             warn(f"`{source.reference}`: {source.doubt}")
+        if source.adapter is not None and (tie := source.adapter.own_head) is not None:
+            what = f"the adapter parts `{tie.head}` and `{tie.embedding}`, which are one tensor in its base"
+            warn(f"`{source.reference}`: {what}; the head is written apart")
 
 
 def check_layers(origins: Sequence[LayerOrigin], sources: Sequence[Source], donor: int, wrong: Wrong, warn: Warn) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import Problem
-from ftcli.merging.sources import Source
 from ftcli.models.layer_lists import NUM_LAYERS_KEYS
+
+if TYPE_CHECKING:
+    from ftcli.merging.sources import Source
 
 _LAYER = re.compile(r"^(.*?)\.?(\d+)\.(.+)$")
 _SIDE_TOWER = re.compile(r"vision|visual|audio|image|encoder")

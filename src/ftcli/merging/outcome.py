@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.errors import GateError, UsageError
-from ftcli.files import check_place, file_hashes, sync_folder, write_json, write_text
+from ftcli.files import check_new_folder, file_hashes, sync_folder, write_exact_json, write_json, write_text
+from ftcli.merging.cut_alike import cut_warnings
 from ftcli.merging.documents import read_object
 from ftcli.merging.engine import JOURNAL, Carried, Say, carry_out, working_folder
+from ftcli.merging.hold import clear, held, is_held
+from ftcli.merging.inputs import CARRIED_ON, statistics_files
 from ftcli.merging.methods.method import NoMean
 from ftcli.merging.plan import SHARD_BYTES, Plan, plan_merge
-from ftcli.merging.proof import Proof, prove_forward, prove_written
+from ftcli.merging.proof import Proof, prove_attached, prove_forward, prove_written
 from ftcli.merging.recipe import load_merge_recipe
 from ftcli.merging.remote import download_bytes, fetched
 from ftcli.merging.stored import INDEX_FILE
@@ -25,7 +28,6 @@ from ftcli.models.tokenizer import TOKENIZER_FILES
 from ftcli.units import format_bytes, format_seconds
 
 MANIFEST, CARD, RECIPE_COPY = "manifest.json", "README.md", "merge_recipe.yaml"
-_CARRIED_ON = ("generation_config.json", "preprocessor_config.json", "processor_config.json", "*.py")
 _PACKAGES = ("ftcli", "numpy", "torch", "transformers", "tokenizers", "safetensors")
 
 
@@ -81,26 +83,35 @@ def check_output(output: Path) -> None:
     Raises:
         UsageError: something is at `output` already, or nothing can be made there.
     """
-    check_place(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"`{output}` exists already", hint="choose another folder for the merged model, or remove this one")
+    check_new_folder(output)
 
 
 def carry_out_plan(plan: Plan, output: Path, *, threads: int, resume: bool, verify: bool, say: Say | None = None) -> MergeOutcome:
     """As `merge_models`, of a plan."""
     folder = working_folder(output)
+    _require_journal(folder, resume)
+    with held(folder, output):
+        # another merge may have ended while this one was planned
+        check_output(output)
+        _require_journal(folder, resume)
+        return _carry_out(fetched(plan), folder, output, threads, resume, verify, say)
+
+
+def _require_journal(folder: Path, resume: bool) -> None:
     if resume and not (folder / JOURNAL).is_file():
         raise UsageError(f"there is nothing to go on with: `{folder}` is not there", hint="leave --resume out")
-    plan = fetched(plan)
-    output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _carry_out(plan: Plan, folder: Path, output: Path, threads: int, resume: bool, verify: bool, say: Say | None) -> MergeOutcome:
     try:
         carried = carry_out(plan, folder, threads=threads, resume=resume, say=say)
         _write_around(plan, folder)
         proofs = [prove_written(plan, folder)]
         if verify:
             proofs.append(prove_forward(plan, folder))
+            proofs += prove_attached(plan, folder)
     except (GateError, NoMean):
-        shutil.rmtree(folder)
+        clear(folder)
         raise
     outcome = MergeOutcome(
         output,
@@ -112,7 +123,7 @@ def carry_out_plan(plan: Plan, output: Path, *, threads: int, resume: bool, veri
         carried.num_resumed,
         carried.seconds,
         tuple(proofs),
-        plan.warnings,
+        (*plan.warnings, *cut_warnings(plan)),
     )
     write_json(folder / MANIFEST, {**_manifest(plan, carried, outcome), "files": file_hashes(folder, left_out=(JOURNAL,))})
     write_text(folder / CARD, _card(plan, outcome))
@@ -124,16 +135,25 @@ def carry_out_plan(plan: Plan, output: Path, *, threads: int, resume: bool, veri
     return outcome
 
 
+def left_behind(output: Path) -> str | None:
+    """What is left of a merge that did not come to its end, and what can be done with it; None where nothing is."""
+    folder = working_folder(output)
+    if not (folder / JOURNAL).is_file() or is_held(folder):
+        return None
+    keeps = f"`{folder}` keeps what was merged: --resume goes on with it while the recipe and its files are as they were"
+    return f"{keeps}, without it the merge begins anew; removing the folder is safe"
+
+
 def _write_around(plan: Plan, folder: Path) -> None:
     """Everything of a model folder that is not weights."""
-    write_json(folder / "config.json", plan.config)
+    write_exact_json(folder / "config.json", plan.config)
     write_text(folder / RECIPE_COPY, plan.recipe.text)
     if len(plan.shards) > 1:
         weights = {tensor.name: plan.shards[tensor.shard].name for tensor in plan.tensors}
         size = sum(tensor.num_bytes for tensor in plan.tensors)
         write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": weights})
     donor = plan.sources[plan.donor]
-    for pattern in _CARRIED_ON:
+    for pattern in CARRIED_ON:
         for path in donor.folder.glob(pattern):
             shutil.copyfile(path, folder / path.name)
     if plan.vocabulary is not None:
@@ -141,7 +161,7 @@ def _write_around(plan: Plan, folder: Path) -> None:
         if plan.vocabulary.moved and (folder / "generation_config.json").is_file():
             generation = read_object(folder / "generation_config.json")
             plan.vocabulary.renumber(generation)
-            write_json(folder / "generation_config.json", generation)
+            write_exact_json(folder / "generation_config.json", generation)
     else:
         copy_tokenizer(donor.tokenizer_folder, folder)
     if (template := _template(plan)) is not None:
@@ -201,22 +221,23 @@ def _manifest(plan: Plan, carried: Carried, outcome: MergeOutcome) -> dict[str, 
         "num_tensors": outcome.num_tensors,
         "num_parameters": outcome.num_parameters,
         "num_unchanged": outcome.num_unchanged,
-        "warnings": list(plan.warnings),
+        "warnings": list(outcome.warnings),
         "proofs": [asdict(proof) for proof in outcome.proofs],
     }
 
 
 def _card(plan: Plan, outcome: MergeOutcome) -> str:
     """The model card; it names no folder of this machine."""
-    hub_ids = [name for name in outcome.models if name.count("/") == 1 and not name.startswith((".", "/", "~")) and "+" not in name]
+    hub_ids = list(dict.fromkeys(hub_id for source in plan.sources for hub_id in source.hub_ids))
     front = ["---"]
     if hub_ids:
         front += ["base_model:", *(f"- {name}" for name in hub_ids), "base_model_relation: merge"]
     front += ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- merge", "- ftcli", "---"]
-    rows = [f"| {_shown(name)} | {'base' if name == plan.recipe.base else 'model'} |" for name in outcome.models]
+    rows = [f"| {source.shown} | {'base' if source.reference == plan.recipe.base else 'model'} |" for source in plan.sources]
     recipe = plan.recipe.text
-    for name in outcome.models:
-        recipe = recipe.replace(name, _shown(name))
+    folders = {folder for source in plan.sources for folder in source.folders} | set(statistics_files(plan.recipe))
+    for name in sorted(folders, key=len, reverse=True):
+        recipe = recipe.replace(name, Path(name).name or name)
     proofs = [f"- {proof.name}: {proof.detail}" for proof in outcome.proofs]
     body = [
         f"# {outcome.output.name}",
@@ -243,12 +264,6 @@ def _card(plan: Plan, outcome: MergeOutcome) -> str:
     return "\n".join([*front, "", *body])
 
 
-def _shown(reference: str) -> str:
-    """A hub id or built-in name as it is, a folder by its name only."""
-    is_folder = reference.startswith(("/", ".", "~")) or reference.count("/") > 1
-    return Path(reference).name if is_folder else reference
-
-
 def plan_lines(plan: Plan) -> list[str]:
     """The plan in words: sizes first, then how every tensor is made, the same of many layers in one line."""
     import re
@@ -259,7 +274,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"reads {format_bytes(plan.read_bytes)}, writes {format_bytes(plan.write_bytes)} in {len(plan.shards)} files, "
         f"needs about {format_bytes(plan.memory_bytes)} of memory",
         *([f"fetches {format_bytes(download_bytes(plan.sources))} from the hub first"] if download_bytes(plan.sources) else []),
-        *(f"warning: {warning}" for warning in plan.warnings),
+        *(f"warning: {warning}" for warning in (*plan.warnings, *cut_warnings(plan))),
         "",
     ]
     groups: dict[tuple[str, ...], list[str]] = {}
@@ -300,7 +315,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "download_bytes": download_bytes(plan.sources),
         "write_bytes": plan.write_bytes,
         "memory_bytes": plan.memory_bytes,
-        "warnings": list(plan.warnings),
+        "warnings": [*plan.warnings, *cut_warnings(plan)],
         "config": plan.config,
         "tensors": [
             {

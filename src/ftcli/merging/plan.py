@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ftcli.errors import Problem, RequestError
+from ftcli.merging.computable import are_all_same, is_kept, stranger, uncomputable
 from ftcli.merging.fit import check_documents, check_layers, check_settings, check_shapes, compare_sources
 from ftcli.merging.layers import (
     LayerMap,
@@ -22,18 +22,19 @@ from ftcli.merging.layers import (
     layer_map,
     text_config,
 )
-from ftcli.merging.numbers import DTYPES, STORED
+from ftcli.merging.merged_config import merged_configuration
+from ftcli.merging.numbers import STORED
 from ftcli.merging.pieces import PIECE_ELEMENTS, rows_and_columns
 from ftcli.merging.planned import SHARD_BYTES, Input, Plan, Shard, TensorPlan, lay_out
 from ftcli.merging.recipe import MergeRecipe, Module, Part, Slice, recipe_error
 from ftcli.merging.remote import download_bytes
-from ftcli.merging.reset import reset_names
+from ftcli.merging.reset import Homes, with_reset
 from ftcli.merging.settings import resolve
 from ftcli.merging.sources import Source, open_source
-from ftcli.merging.stored import StoredTensor, read_header
 from ftcli.merging.values import TensorPlace
 from ftcli.merging.vocabulary import Vocabulary, plan_vocabulary
-from ftcli.models.layer_lists import LayerOrigin, merged_layers
+from ftcli.merging.with_statistics import Statistics
+from ftcli.models.layer_lists import LayerOrigin
 from ftcli.units import format_bytes
 
 _LISTED = 10
@@ -48,13 +49,20 @@ class _Draft:
     warnings: list[str] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     index: dict[str, int] = field(default_factory=dict)
+    donor: int = 0
+    """The source whose configuration and tokenizer the merged model starts from."""
     maps: dict[tuple[int, str | None], LayerMap] = field(default_factory=dict)
     origins: list[LayerOrigin] = field(default_factory=list)
     tensors: list[TensorPlan] = field(default_factory=list)
-    statistics: dict[str, Mapping[str, StoredTensor]] = field(default_factory=dict)
+    uncomputable: dict[str, Input] = field(default_factory=dict)
+    """Tensors that would have to be computed with and cannot be, by their names in the merged model."""
+    homes: Homes = field(default_factory=dict)
     taken: set[tuple[int, str]] = field(default_factory=set)
     vocabulary: Vocabulary | None = None
     said: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.statistics = Statistics(self.recipe)
 
     def wrong(self, where: str, what: str, hint: str | None = None) -> None:
         """A problem, once."""
@@ -82,22 +90,25 @@ def plan_merge(recipe: MergeRecipe, output: Path | None = None, *, threads: int 
     if draft.problems:
         raise recipe_error(recipe.path, draft.problems)
     donor = draft.index[recipe.base] if recipe.base is not None else draft.index[recipe.modules[0].slices[0].parts[0].model]
+    draft.donor = donor
     compare_sources(draft.sources, donor, draft.warn)
     check_documents(draft.sources[donor], draft.wrong)
-    _open_statistics(draft)
+    draft.statistics.open(draft.wrong)
     draft.vocabulary = plan_vocabulary(recipe, draft.sources, draft.index, donor, draft.problems, draft.warnings)
     names = [module.name for module in recipe.modules if module.name is not None]
     for module in recipe.modules:
         _plan_module(draft, module, names, donor)
     if len(recipe.modules) == 1 and recipe.modules[0].name is not None:
         draft.wrong(recipe.where(("modules",)), f"only `{names[0]}` is merged, and nothing says what the rest is", "add a module `default`")
+    draft.problems += [*uncomputable(draft.sources, draft.uncomputable), *draft.statistics.problems()]
     _unused(draft)
-    config = _configuration(draft, donor)
+    origins, vocabulary = draft.origins, draft.vocabulary
+    config = merged_configuration(draft.sources[donor], draft.tensors, origins, vocabulary, recipe.dtype, draft.wrong, draft.warn)
     check_settings(draft.tensors, draft.wrong)
     check_layers(draft.origins, draft.sources, donor, draft.wrong, draft.warn)
     if not draft.problems:
         check_shapes(draft.tensors, draft.sources, donor, config, draft.wrong, same_rows=draft.vocabulary is None)
-    tensors, shards = lay_out(_with_reset(draft), shard_bytes)
+    tensors, shards = lay_out(with_reset(recipe, draft.tensors, draft.sources, draft.index, draft.homes, draft.wrong), shard_bytes)
     read_bytes = sum(
         draft.sources[item.source].tensor(item.name).num_bytes
         for tensor in tensors
@@ -134,18 +145,6 @@ def _texts(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str 
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield from _texts(inner, (*path, key))
-
-
-def _open_statistics(draft: _Draft) -> None:
-    recipe = draft.recipe
-    for part in (part for module in recipe.modules for piece in module.slices for part in piece.parts):
-        if part.statistics is not None and part.statistics not in draft.statistics:
-            path = Path(part.statistics).expanduser()
-            path = path if path.is_absolute() else recipe.path.resolve().parent / path
-            try:
-                draft.statistics[part.statistics] = read_header(path)
-            except RequestError as error:
-                draft.wrong(recipe.where((*part.path, "statistics")), error.problems[0].what)
 
 
 def _map(draft: _Draft, source: int, module: str | None, names: list[str]) -> LayerMap | None:
@@ -218,7 +217,13 @@ def _mapped_slice(draft: _Draft, module: Module, piece: Slice, names: list[str])
             return None
         first, last = part.layers or (0, layers.num_layers)
         last = last if last > 0 else layers.num_layers + last
-        if not (first < last <= layers.num_layers or (part.layers is None and layers.num_layers == 0)):
+        is_inside = first < last <= layers.num_layers or (part.layers is None and layers.num_layers == 0)
+        if not is_inside and part.path == ("dus",):
+            drop = max(abs(end) for end in part.layers or ())
+            what = f"found {drop}, `{part.model}` has {layers.num_layers} layers, allowed: fewer"
+            draft.wrong(recipe.where(("dus", "drop")), what)
+            return None
+        if not is_inside:
             where = recipe.where((*part.path, "layer_range"))
             draft.wrong(where, f"found layers {first} to {last}, `{part.model}` has {layers.num_layers}")
             return None
@@ -236,6 +241,7 @@ def _plan_outside(draft: _Draft, module: Module, piece: Slice, parts: list[_Mapp
     names = list(lead.layers.outside)
     if not before:
         names += [name for mapped in parts for name in mapped.layers.outside if is_head(name) and name not in names]
+        names += [] if any(map(is_head, names)) else _written_head(draft)
     tied = is_tied(draft.sources[lead.source].config) is True
     for name in dict.fromkeys(names):
         if is_before_layers(name) is not before or (is_buffer(name) and draft.sources[lead.source].tensors[name].dtype not in STORED):
@@ -245,11 +251,44 @@ def _plan_outside(draft: _Draft, module: Module, piece: Slice, parts: list[_Mapp
         _plan_tensor(draft, module, piece, parts, place, [name] * len(parts))
 
 
+def _written_head(draft: _Draft) -> list[str]:
+    """The head that has to have a tensor of its own although the last slice's model ties it: another model parts it."""
+    donor = draft.sources[draft.donor]
+    if len(draft.recipe.modules) > 1:
+        return []
+    parted = [
+        source.adapter.own_head.head for source in draft.sources if source.adapter is not None and source.adapter.own_head is not None
+    ]
+    if is_tied(donor.config) is not False:
+        return parted[:1]
+    return [name for name in donor.tensors if is_head(name) and name.endswith(".weight")]
+
+
 def _plan_layer(draft: _Draft, module: Module, piece: Slice, parts: list[_Mapped], index: int, layer: int, depth: float) -> None:
     lead = _lead(draft, piece, parts)
+    home = _home(draft, module, parts, lead, index) if draft.recipe.reset is not None and draft.recipe.base is not None else None
     for rest in lead.layers.by_layer[lead.first + index]:
+        if home is not None:
+            draft.homes[lead.layers.name(layer, rest)] = home[0].name(home[1], rest)
         names = [mapped.layers.name(mapped.first + index, rest) for mapped in parts]
         _plan_tensor(draft, module, piece, parts, TensorPlace(lead.layers.name(layer, rest), layer, depth), names)
+
+
+def _home(draft: _Draft, module: Module, parts: list[_Mapped], lead: _Mapped, index: int) -> tuple[LayerMap, int] | None:
+    """The base's layer that a merged layer is reset to: the one that the slice takes from it, else the one of the same number."""
+    recipe = draft.recipe
+    assert recipe.base is not None
+    named = [other.name for other in recipe.modules if other.name is not None]
+    layers = _map(draft, draft.index[recipe.base], module.name, named)
+    if layers is None:
+        return None
+    own = next((mapped for mapped in parts if mapped.part.model == recipe.base), None)
+    if own is None and layers.num_layers != lead.layers.num_layers:
+        counts = f"`{lead.part.model}` has {lead.layers.num_layers} layers, the base {layers.num_layers}"
+        what = f"nothing says which layers of the base those of the merged model are reset to: {counts}"
+        draft.wrong(recipe.where(("reset",)), what, "reset a merge of models of the base's depth, or leave `reset` out")
+        return None
+    return layers, (own or lead).first + index
 
 
 def _plan_tensor(draft: _Draft, module: Module, piece: Slice, parts: list[_Mapped], place: TensorPlace, names: list[str]) -> None:
@@ -273,7 +312,7 @@ def _plan_tensor(draft: _Draft, module: Module, piece: Slice, parts: list[_Mappe
     if shape is None:
         return
     dtype = stored.dtype if stored.dtype not in STORED else recipe.dtype or ("F32" if stored.dtype == "F64" else stored.dtype)
-    is_copied = stored.dtype not in STORED or (is_buffer(place.name) and base is not None)
+    is_copied = _is_copied(draft, place.name, [item for _, item in found], stored.size == 0, has_base=base is not None)
     resolved = resolve(recipe, module, piece, [part for part, _ in models], place, draft.wrong, draft.warn)
     if resolved is None:
         return
@@ -281,7 +320,10 @@ def _plan_tensor(draft: _Draft, module: Module, piece: Slice, parts: list[_Mappe
     inputs, settings = tuple(models[position][1] for position in order), resolved.settings
     is_scaled = recipe.method.name == "passthrough" and settings["scale"][0] not in (None, 1)
     is_copy = is_copied or (recipe.method.name == "passthrough" and not is_scaled)
-    statistics = _statistics(draft, [models[position][0] for position in order], inputs, shape)
+    odd = None if is_copied else stranger(draft.sources, [item for _, item in found])
+    if odd is not None and not (is_copy and _is_taken_as_it_is(draft, place.name, odd)):
+        draft.uncomputable[place.name] = odd
+    statistics = draft.statistics.of_tensor([models[position][0] for position in order], inputs, shape)
     settings = {} if is_copy else settings
     draft.tensors.append(
         TensorPlan(
@@ -289,6 +331,24 @@ def _plan_tensor(draft: _Draft, module: Module, piece: Slice, parts: list[_Mappe
             is_copy, draft.vocabulary is not None and (is_embedding(place.name) or is_head(place.name)), statistics,
         )
     )  # fmt: skip
+
+
+def _is_copied(draft: _Draft, name: str, items: list[Input], is_empty: bool, *, has_base: bool) -> bool:
+    """True where nothing is to be computed whatever the method: buffers, tensors without numbers, and the same bits in every model."""
+    if is_empty or (is_buffer(name) and has_base):
+        return True
+    odd = stranger(draft.sources, items)
+    if odd is None:
+        return False
+    if is_kept(name, draft.sources[odd.source].tensor(odd.name).dtype):
+        return True
+    return draft.vocabulary is None and draft.recipe.dtype is None and len(items) > 1 and are_all_same(draft.sources, items)
+
+
+def _is_taken_as_it_is(draft: _Draft, name: str, item: Input) -> bool:
+    """True when a copy of a tensor is its bytes: no adapter, no other dtype, no other order of its rows."""
+    is_permuted = draft.vocabulary is not None and (is_embedding(name) or is_head(name))
+    return draft.sources[item.source].is_as_stored(item.name) and draft.recipe.dtype is None and not is_permuted
 
 
 def _find(draft: _Draft, mapped: _Mapped, name: str) -> Input | None:
@@ -322,23 +382,6 @@ def _common_shape(draft: _Draft, name: str, lead: tuple[int, ...], items: list[I
     return None
 
 
-def _statistics(draft: _Draft, parts: list[Part], inputs: tuple[Input, ...], shape: tuple[int, ...]) -> tuple[StoredTensor | None, ...]:
-    """Each model's statistics of the tensor; none where none of them has any."""
-    kind = draft.recipe.method.statistics
-    if kind is None:
-        return ()
-    found = [draft.statistics.get(part.statistics or "", {}).get(item.name) for part, item in zip(parts, inputs, strict=True)]
-    if all(tensor is None for tensor in found):
-        return ()
-    for part, item, tensor in zip(parts, inputs, found, strict=True):
-        expected = shape if kind == "elementwise" else (shape[-1], shape[-1])
-        if tensor is None:
-            draft.wrong(part.model, f"its statistics have no `{item.name}`, and those of other models have")
-        elif tensor.shape != expected:
-            draft.wrong(part.model, f"statistics of `{item.name}` are {list(tensor.shape)}, allowed: {list(expected)}")
-    return tuple(found)
-
-
 def _look_for_extras(draft: _Draft, module: Module, slices: list[list[_Mapped] | None]) -> None:
     """Tensors of used layers, and those outside the layers, that would be left out."""
     for mapped in (mapped for parts in slices if parts is not None for mapped in parts):
@@ -358,60 +401,6 @@ def _unused(draft: _Draft) -> None:
         for entry in setting.unused():
             said = entry.text or (entry.pattern.pattern if entry.pattern else f"layers {entry.layers}")
             draft.warn(f"{draft.recipe.where(entry.path)}: `{said}` matches no tensor (or an entry before it matches them first)")
-
-
-def _with_reset(draft: _Draft) -> list[TensorPlan]:
-    recipe = draft.recipe
-    if recipe.reset is None or recipe.base is None:
-        return draft.tensors
-    base = draft.index[recipe.base]
-    names = reset_names([tensor.name for tensor in draft.tensors], recipe.reset, recipe.seed)
-    changed = []
-    for tensor in draft.tensors:
-        if tensor.name in names and tensor.name in draft.sources[base].tensors:
-            tensor = TensorPlan(
-                tensor.name, tensor.shape, tensor.dtype, (Input(base, tensor.name),), None, {}, (), True, tensor.is_vocabulary
-            )  # fmt: skip
-        changed.append(tensor)
-    return changed
-
-
-def _configuration(draft: _Draft, donor: int) -> dict[str, Any]:
-    source = draft.sources[donor]
-    config = json.loads(json.dumps(source.config))
-    inner, faults = merged_layers(text_config(source.config), draft.origins)
-    for fault in faults:
-        draft.wrong("config.json", fault)
-    if "text_config" in config and isinstance(config["text_config"], dict):
-        config["text_config"] = inner
-    else:
-        config = inner
-    target = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    if draft.vocabulary is not None:
-        target["vocab_size"] = draft.vocabulary.size
-        draft.vocabulary.renumber(target)
-        if target is not config:
-            draft.vocabulary.renumber(config)
-    if draft.recipe.dtype is not None:
-        name = next(word for word, stored in DTYPES.items() if stored == draft.recipe.dtype)
-        for part in (config, target):
-            for key in ("dtype", "torch_dtype"):
-                if key in part:
-                    part[key] = name
-        if "dtype" not in config and "torch_dtype" not in config:
-            config["dtype"] = name
-    _set_tie(draft, config, target, source)
-    return dict(config)
-
-
-def _set_tie(draft: _Draft, config: dict[str, Any], target: dict[str, Any], source: Source) -> None:
-    """A head that only some models have of their own makes the merged model untied."""
-    has_head = any(is_head(tensor.name) for tensor in draft.tensors)
-    had_head = any(is_head(name) for name in source.tensors)
-    if has_head and not had_head:
-        for part in (config, target):
-            part["tie_word_embeddings"] = False
-        draft.warn("the merged model has a head of its own: not all models tie it to the embedding")
 
 
 def _memory(tensors: tuple[TensorPlan, ...], threads: int) -> int:

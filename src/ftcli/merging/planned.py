@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ftcli.merging.inputs import fingerprint_of_files, fingerprint_of_tensors, input_files
 from ftcli.merging.numbers import ITEM_BYTES
 from ftcli.merging.pieces import rows_and_columns
 from ftcli.merging.recipe import MergeRecipe
@@ -16,7 +17,7 @@ from ftcli.merging.stored import StoredTensor
 from ftcli.merging.vocabulary import Vocabulary
 
 SHARD_BYTES = 5 * 10**9
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +91,9 @@ class Plan:
     def fingerprint(self) -> str:
         """Changes with whatever could change a byte of the result: a merge goes on only under the same one."""
         digest = hashlib.sha256(self.recipe.text.encode())
-        for source in self.sources:
-            for path in source.files:
-                status = path.stat()
-                digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
-        for tensor in self.tensors:
-            digest.update(
-                repr((tensor.name, tensor.shape, tensor.dtype, tensor.shard, tensor.offset, sorted(tensor.settings.items()))).encode()
-            )
+        digest.update(fingerprint_of_files(input_files(self.recipe, self.sources)).encode())
+        digest.update(fingerprint_of_tensors(self.tensors).encode())
+        digest.update(json.dumps(self.config, sort_keys=True).encode())
         digest.update(f"{FORMAT}".encode())
         return digest.hexdigest()
 

@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.errors import GateError, Problem
-from ftcli.merging.plan import Plan
+from ftcli.merging.plan import Plan, TensorPlan
 from ftcli.merging.stored import OpenFiles, folder_tensors
 
 _SPARE_MEMORY = 0.5
 """The result is run only if it takes no more than this share of the memory that is free."""
+_PROBED = 64
+"""Tokens that are read, from all over the vocabulary."""
+_READ = 16
+"""Tokens that are read in a row: few, for models of few positions."""
+_MAX_KL = {"F32": 1e-6, "F64": 1e-6, "F16": 1e-4, "BF16": 1e-2}
+"""Nats per token. float32 products of merged and of separate weights differ by about 1e-8; the others round the changed weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,7 @@ def prove_forward(plan: Plan, folder: Path) -> Proof:
         if missing:
             raise GateError("the merged model is not whole", [Problem("merge", f"missing: {', '.join(map(str, sorted(missing)[:5]))}")])
         rows = model.get_input_embeddings().weight.shape[0]
-        ids = torch.arange(min(16, rows))[None]
+        ids = torch.arange(min(_READ, rows))[None]
         with torch.no_grad():
             logits = model.eval()(input_ids=ids, use_cache=False).logits
     if not bool(torch.isfinite(logits).all()):
@@ -93,6 +99,57 @@ def prove_forward(plan: Plan, folder: Path) -> Proof:
     if bool((logits == logits[..., :1]).all()):
         raise GateError("the merged model says nothing", [Problem("merge", "it gives every token the same logit, as one of zeros does")])
     return Proof(name, True, f"with transformers, as {type(model).__name__}; logits of {logits.shape[1]} tokens are finite")
+
+
+def prove_attached(plan: Plan, folder: Path) -> list[Proof]:
+    """Where all that is written is one `model+adapter`: the files compute what PEFT's attached adapter does. Of other merges nothing.
+
+    Raises:
+        GateError: they compute something else.
+    """
+    if not _is_one_adapted_model(plan):
+        return []
+    source, name = plan.sources[0], "equal to the attached adapter"
+    assert source.adapter is not None
+    try:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        return [Proof(name, False, f"{error.name} is not installed")]
+    from ftcli.exporting.difference import compare, logits_on
+    from ftcli.models.quiet import quiet_libraries
+
+    if any(tensor.path.parent != source.folder for tensor in source.tensors.values()) or plan.config.get("auto_map"):
+        return [Proof(name, False, "the base is no plain model folder, which PEFT could load")]
+    if 8 * sum(tensor.size for tensor in plan.tensors) > _SPARE_MEMORY * _free_memory():
+        return [Proof(name, False, "the model is too large to be loaded twice into the memory that is free")]
+    with quiet_libraries():
+        try:
+            base: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype="float32")
+            rows = base.get_input_embeddings().weight.shape[0]
+            tokens = sorted({rows * index // _PROBED for index in range(_PROBED)})
+            probe = [tokens[first :: len(tokens) // _READ or 1] for first in range(len(tokens) // _READ or 1)]
+            expected = logits_on(PeftModel.from_pretrained(base, str(source.adapter.folder)), probe)
+        except (ValueError, RuntimeError, OSError, KeyError, TypeError, AttributeError) as error:
+            return [Proof(name, False, f"PEFT cannot attach it: {str(error).strip().splitlines()[0]}")]
+        found = logits_on(AutoModelForCausalLM.from_pretrained(folder, dtype="float32"), probe)
+    difference = compare(expected, found)
+    limit = max(_MAX_KL[tensor.dtype] for tensor in plan.tensors if tensor.dtype in _MAX_KL)
+    if not difference.kl < limit:
+        problem = Problem("merge", f"{difference.line()} (must be below {limit:.0e})", "nothing was written")
+        raise GateError("the merged model is not the adapter's equal", [problem])
+    return [Proof(name, True, difference.line())]
+
+
+def _is_one_adapted_model(plan: Plan) -> bool:
+    """True when every tensor is the only model's own, and that model has an adapter."""
+    is_alone = len(plan.sources) == 1 and plan.sources[0].adapter is not None and plan.vocabulary is None
+    return is_alone and all(_is_own(tensor) for tensor in plan.tensors)
+
+
+def _is_own(tensor: TensorPlan) -> bool:
+    is_whole = tensor.is_copy or bool(tensor.settings.get("normalize")) or tensor.settings.get("weight") == (1,)
+    return is_whole and [item.name for item in tensor.inputs] == [tensor.name]
 
 
 def _free_memory() -> int:

@@ -41,11 +41,11 @@ class StoredReader:
 
     def rows(self, first: int, last: int) -> Array:
         columns = self._columns
-        return self._files.numbers(self._tensor, first * columns, (last - first) * columns).reshape(-1, columns)
+        return self._files.numbers(self._tensor, first * columns, (last - first) * columns).reshape(last - first, columns)
 
     def stored(self, first: int, last: int) -> NDArray[Any] | None:
         columns = self._columns
-        return self._files.stored(self._tensor, first * columns, (last - first) * columns).reshape(-1, columns)
+        return self._files.stored(self._tensor, first * columns, (last - first) * columns).reshape(last - first, columns)
 
 
 class AdaptedReader:

@@ -75,6 +75,7 @@ class TokenSource:
     """zero, model, or model_token."""
     model: str | None = None
     token: str | int | None = None
+    """Its text, or the number of its row."""
     force: bool = False
     """Also where the model has an embedding of its own."""
 
@@ -148,6 +149,7 @@ _TOP = (
     *("merge_method", "models", "slices", "modules", "dus", "base_model", "parameters", "dtype", "out_dtype"),
     *("tokenizer_source", "tokenizer", "chat_template", "reset", "seed"),
 )
+_MAX_MULTIPLE = 2**16
 _TEMPLATES = ("auto", "alpaca", "chatml", "llama3", "mistral", "exaone")
 
 
@@ -437,8 +439,8 @@ class _Reader:
         section = self.mapping(data["tokenizer"], path)
         self.keys(section, path, ("source", "tokens", "pad_to_multiple_of"))
         multiple = section.get("pad_to_multiple_of")
-        if multiple is not None and (not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1):
-            self.wrong((*path, "pad_to_multiple_of"), f"found {describe(multiple)}, allowed: a whole number, at least 1")
+        if multiple is not None and (not isinstance(multiple, int) or isinstance(multiple, bool) or not 1 <= multiple <= _MAX_MULTIPLE):
+            self.wrong((*path, "pad_to_multiple_of"), f"found {describe(multiple)}, allowed: a whole number from 1 to {_MAX_MULTIPLE}")
             multiple = None
         tokens = {}
         for token, value in self.mapping(section.get("tokens") or {}, (*path, "tokens")).items():
@@ -447,6 +449,8 @@ class _Reader:
 
     def _token(self, value: Any, path: KeyPath) -> TokenSource:
         data = self.mapping(value, path)
+        if data is not value:
+            return TokenSource("zero")
         self.keys(data, path, ("source", "force"))
         force = data.get("force", False)
         if not isinstance(force, bool):
@@ -455,15 +459,19 @@ class _Reader:
         if isinstance(source, str):
             return TokenSource("model", source, None, bool(force))
         inner = self.mapping(source, (*path, "source"))
+        if inner is not source:
+            return TokenSource("zero")
         self.keys(inner, (*path, "source"), ("kind", "model", "token", "token_id"))
         kind = inner.get("kind", "model_token")
         if kind not in ("zero", "model_token"):
             self.wrong((*path, "source", "kind"), f"unknown kind `{kind}`", "kinds: zero, model_token")
         model = self.model(inner, "model", (*path, "source"))
-        token = inner.get("token", inner.get("token_id"))
-        if kind == "model_token" and (model is None or token is None):
-            self.wrong((*path, "source"), "found a `model_token` without `model`, or without `token` or `token_id`")
-        return TokenSource(str(kind), model, token, bool(force))
+        token, number = self.text(inner, "token", (*path, "source")), inner.get("token_id")
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
+            self.wrong((*path, "source", "token_id"), f"found {describe(number)}, allowed: a whole number, at least 0")
+        elif kind == "model_token" and (model is None or (inner.get("token") is None) == (number is None)):
+            self.wrong((*path, "source"), "found a `model_token` without `model`, or not with one of `token` and `token_id`")
+        return TokenSource(str(kind), model, number if token is None else token, bool(force))
 
     def _template(self, data: dict[str, Any]) -> str | None:
         template = self.text(data, "chat_template", ())

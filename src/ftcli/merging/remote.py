@@ -83,6 +83,8 @@ def _fetched(source: Source) -> Source:
         return source
     folder = model_folder(source.remote, source.folder.name)
     tensors = folder_tensors(folder)
+    if source.adapter is not None and source.adapter.own_head is not None:
+        tensors = source.adapter.own_head.apart(tensors)
     planned = {name: (tensor.dtype, tensor.shape) for name, tensor in source.tensors.items()}
     if planned != {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}:
         raise _unreadable(source.remote, "holds other tensors than its headers said", "plan the merge again")

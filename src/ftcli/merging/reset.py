@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from ftcli.merging.recipe import Reset
+from ftcli.merging.layers import embedding_name, is_buffer, is_head, is_tied
+from ftcli.merging.numbers import STORED
+from ftcli.merging.planned import Input, TensorPlan
+from ftcli.merging.recipe import MergeRecipe, Reset
+from ftcli.merging.settings import Wrong
+from ftcli.merging.sources import Source
+
+Homes = dict[str, str]
+"""The base's names of the merged model's tensors in layers."""
 
 _LAYER = re.compile(r"^(.*?\.)(\d+)\.")
 _ATTENTION = re.compile(r"attn|attention|mixer|(^|\.)(q|k|v|o)_proj")
@@ -44,3 +52,38 @@ def reset_names(names: Sequence[str], reset: Reset, seed: int) -> set[str]:
         shuffled = sorted(group, key=lambda name: hashlib.sha256(f"{seed}\0reset\0{name}".encode()).digest())
         chosen.update(shuffled[: round(reset.fraction * len(group))])
     return chosen
+
+
+def with_reset(
+    recipe: MergeRecipe, tensors: Sequence[TensorPlan], sources: Sequence[Source], index: Mapping[str, int], homes: Homes, wrong: Wrong
+) -> list[TensorPlan]:
+    """The tensors of a plan, those that the recipe resets as copies of the base's."""
+    if recipe.reset is None or recipe.base is None:
+        return list(tensors)
+    base = index[recipe.base]
+    names = reset_names([tensor.name for tensor in tensors], recipe.reset, recipe.seed)
+    changed, missing, odd = [], [], []
+    for tensor in tensors:
+        if tensor.name not in names or is_buffer(tensor.name):
+            changed.append(tensor)
+            continue
+        home = _in_base(sources[base], homes.get(tensor.name, tensor.name))
+        if home is None or (sources[base].tensor(home).shape != tensor.shape and not tensor.is_vocabulary):
+            missing.append(tensor.name)
+        elif (dtype := sources[base].tensor(home).dtype) not in STORED and dtype != tensor.dtype:
+            odd.append(f"`{home}` is {dtype}")
+        else:
+            inputs = (Input(base, home),)
+            changed.append(TensorPlan(tensor.name, tensor.shape, tensor.dtype, inputs, None, {}, (), True, tensor.is_vocabulary))
+    if missing:
+        more = f" ... and {len(missing) - 1} more" if len(missing) > 1 else ""
+        wrong(recipe.where(("reset",)), f"the base has no tensor of that place and shape for `{missing[0]}`{more}", None)
+    if odd:
+        wrong(recipe.where(("reset",)), f"the base's weights cannot be computed with: {odd[0]}", "save it as bfloat16 or float32 first")
+    return changed
+
+
+def _in_base(base: Source, name: str) -> str | None:
+    if name in base.tensors:
+        return name
+    return embedding_name(base) if is_head(name) and name.endswith(".weight") and is_tied(base.config) is not False else None

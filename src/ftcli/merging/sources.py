@@ -16,6 +16,7 @@ from ftcli.merging.adapters import CONFIG_FILE, Adapter, open_adapter
 from ftcli.merging.documents import read_object
 from ftcli.merging.remote import has_weights, header_tensors
 from ftcli.merging.stored import StoredTensor, folder_tensors, read_header
+from ftcli.merging.tied_head import untied
 from ftcli.models.layer_lists import NUM_LAYERS_KEYS
 from ftcli.models.locate import model_folder
 
@@ -37,6 +38,10 @@ class Source:
     """The hub id of weights that are not here yet: their shapes and dtypes are known, and none can be read."""
     doubt: str | None = None
     """Why its adapter may not belong to its base."""
+    hub_ids: tuple[str, ...] = ()
+    """What of the model, and of its adapter, is on the hub, by the names it has there; nothing that is a folder here."""
+    folders: tuple[str, ...] = ()
+    """What of it is a folder here, as the recipe says it."""
 
     def tensor(self, name: str) -> StoredTensor:
         """The stored tensor of that name, the adapter's own copy where it has one."""
@@ -55,6 +60,14 @@ class Source:
         if self.adapter is not None:
             paths |= set((self.adapter.folder).glob("*.safetensors")) | {self.adapter.folder / CONFIG_FILE}
         return sorted(paths)
+
+    @property
+    def shown(self) -> str:
+        """The reference without the folders of this machine: of a folder its name only."""
+        shown = self.reference
+        for folder in sorted(self.folders, key=len, reverse=True):
+            shown = shown.replace(folder, Path(folder).name or folder)
+        return shown
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -78,6 +91,10 @@ def open_source(reference: str, folder: Path, *, to_plan: bool = False) -> Sourc
     source = _open_hub(reference, model, folder) if to_plan else None
     path = _located(model, folder) if source is None else source.folder
     source = source or _open_folder(reference, path, folder)
+    parts = [model] if adapter is None else [model, adapter]
+    hub_ids = {part: _hub_id(part, folder) for part in parts}
+    folders = [part for part, hub_id in hub_ids.items() if hub_id is None and not part.startswith("builtin:")]
+    source = replace(source, hub_ids=tuple(hub_id for hub_id in hub_ids.values() if hub_id is not None), folders=tuple(folders))
     if adapter is None:
         return source
     if source.adapter is not None:
@@ -146,6 +163,13 @@ def _local(reference: str, folder: Path) -> Path | None:
     path = Path(reference).expanduser()
     candidates = [path] if path.is_absolute() else [folder / path, path]
     return next((candidate for candidate in candidates if candidate.is_dir()), None)
+
+
+def _hub_id(reference: str, folder: Path) -> str | None:
+    """The name of a model or adapter on the hub, without a revision; None for what is here."""
+    name = _split_revision(reference)[0]
+    is_here = _local(reference, folder) is not None or _local(name, folder) is not None
+    return None if is_here or name.startswith(("builtin:", ".", "/", "~")) else name
 
 
 def _located(model: str, folder: Path) -> Path:
@@ -236,4 +260,7 @@ def _open_checkpoint(reference: str, checkpoint: Path) -> Source:
 
 
 def _with_adapter(source: Source, folder: Path) -> Source:
-    return replace(source, adapter=open_adapter(folder, source.tensors))
+    adapter = open_adapter(folder, source.tensors, source.config)
+    if adapter.own_head is None:
+        return replace(source, adapter=adapter)
+    return replace(source, adapter=adapter, config=untied(source.config), tensors=adapter.own_head.apart(source.tensors))

@@ -67,8 +67,8 @@ def read_tokens(folder: Path) -> TokenTable | str:
         ids = {entry[0]: number for number, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
         ids |= {token["content"]: token["id"] for token in document.get("added_tokens") or ()}
         table = TokenTable(ids, document)
-        if not ids or not all(isinstance(number, int) for number in ids.values()):
-            return "tokenizer.json has no tokens, or ids that are no whole numbers"
+        if not ids or not all(isinstance(number, int) and number >= 0 for number in ids.values()):
+            return "tokenizer.json has no tokens, or ids that are no whole numbers from 0 on"
         _ = table.merges  # malformed pairs are found here
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         return f"tokenizer.json cannot be read: {error}"

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftcli.errors import Problem
-from ftcli.files import write_json
+from ftcli.files import write_exact_json
 from ftcli.merging.documents import read_object
-from ftcli.merging.layers import embedding_name
+from ftcli.merging.layers import embedding_name, is_head
 from ftcli.merging.methods.sums import weighted_sum
 from ftcli.merging.numbers import Array
 from ftcli.merging.readers import Reader
@@ -31,6 +31,7 @@ from ftcli.models.tokenizer import TOKENIZER_FILES
 _WITHOUT_TABLES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 _BLOCK = 4096
+_MOST_ROWS = 2**24
 
 Place = tuple[int, int]
 """A source, and a row of its embedding."""
@@ -82,7 +83,7 @@ class Vocabulary:
                 shutil.copyfile(origin / name, folder / name)
         if self.table is None:
             return
-        write_json(folder / "tokenizer.json", self.table.document)
+        write_exact_json(folder / "tokenizer.json", self.table.document)
         path = folder / "tokenizer_config.json"
         if path.is_file():
             config = read_object(path)
@@ -91,7 +92,7 @@ class Vocabulary:
                 config["added_tokens_decoder"] = {
                     str(token["id"]): {key: token[key] for key in keys if key in token} for token in self.table.document["added_tokens"]
                 }
-            write_json(path, config)
+            write_exact_json(path, config)
         (folder / "added_tokens.json").unlink(missing_ok=True)
 
 
@@ -127,9 +128,13 @@ def plan_vocabulary(
         num_rows = max(num_rows, sources[lead].tensors[name].shape[0])
     multiple = settings.pad_to_multiple_of or 1
     size = -(-num_rows // multiple) * multiple
+    if size > _MOST_ROWS:
+        what = f"the merged vocabulary would have {size} rows, allowed: at most {_MOST_ROWS}"
+        problems.append(Problem(recipe.where(settings.path), what, "look for wrong ids in tokenizer.json"))
+        return None
     draft = _Rows(sources, tables, tokens, lead, num_rows, size, keeps_rows=table is None)
     substitutes, forced = draft.substitutes(index[recipe.base] if recipe.base is not None else lead)
-    _apply_rules(recipe, settings.tokens, tokens, tables, index, substitutes, forced, problems)
+    _apply_rules(recipe, settings.tokens, tokens, sources, tables, index, substitutes, forced, problems)
     moved = {row: tokens[token] for token, row in tables[donor].ids.items() if token in tokens and tokens[token] != row}
     return Vocabulary(size, draft.own, substitutes, frozenset(forced), num_rows, sources[lead], table, moved)
 
@@ -193,6 +198,7 @@ def _apply_rules(
     recipe: MergeRecipe,
     rules: Mapping[str, TokenSource],
     tokens: Mapping[str, int],
+    sources: Sequence[Source],
     tables: Sequence[TokenTable],
     index: Mapping[str, int],
     substitutes: dict[int, tuple[Place, ...]],
@@ -209,12 +215,22 @@ def _apply_rules(
             number = index[str(rule.model)]
             wanted = rule.token if rule.token is not None else token
             found = wanted if isinstance(wanted, int) else tables[number].ids.get(wanted)
+            rows = _num_rows(sources[number])
             if found is None:
                 problems.append(Problem(where, f"`{rule.model}` has no token `{wanted}`"))
+                continue
+            if not 0 <= found < rows:
+                problems.append(Problem(where, f"found row {found}, `{rule.model}` has {rows} rows: 0 to {rows - 1}"))
                 continue
             substitutes[row] = ((number, found),)
         if rule.force:
             forced.add(row)
+
+
+def _num_rows(source: Source) -> int:
+    """Rows that a model has for tokens, in its embedding and its head."""
+    names = [embedding_name(source), *(name for name in source.tensors if is_head(name) and name.endswith(".weight"))]
+    return min((source.tensor(name).shape[0] for name in names if name is not None), default=0)
 
 
 def _compare(sources: Sequence[Source], donor: int, warnings: list[str]) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ftcli.errors import Problem, RequestError
-from ftcli.models.added_rows import ROWS_FILE, TOKEN_ADAPTER
+from ftcli.models.added_rows import ROWS_FILE, TOKEN_ADAPTER, whole_in_adapter
+from ftcli.models.load import settle_tying
 from ftcli.models.quantisation import dequantised_weight, is_quantised, requantised_weight
 from ftcli.models.quiet import quiet_libraries
 
@@ -47,8 +48,11 @@ class Joined(nn.Module):
         return torch.cat([trained, self.frozen], dim=self.dim)
 
 
-def lora_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def lora_layers(module: nn.Module, *, embeddings: bool = False) -> Iterator[tuple[str, Any]]:
     """Every layer with low-rank factors (a PEFT `LoraLayer`), by its name in `module`.
+
+    Args:
+        embeddings: those of embeddings, too; their factors are `lora_embedding_A` and `lora_embedding_B`.
 
     Raises:
         RequestError: a kind of layer that ftcli does not know how to merge.
@@ -57,7 +61,8 @@ def lora_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
     for name, layer in module.named_modules():
         if isinstance(layer, LoraLayer):
-            if ADAPTER not in layer.lora_A or getattr(layer, "lora_bias", {}).get(ADAPTER):
+            is_embedding = embeddings and ADAPTER in layer.lora_embedding_A and ADAPTER not in layer.lora_magnitude_vector
+            if not (is_embedding or ADAPTER in layer.lora_A) or getattr(layer, "lora_bias", {}).get(ADAPTER):
                 what = f"`{name}` has an adapter on a {type(layer).__name__} layer, or one with a bias"
                 raise RequestError("the adapter is not of a kind ftcli merges", [Problem("adapter", what, "linear layers without bias")])
             yield name, layer
@@ -112,10 +117,14 @@ def settle_magnitudes(module: nn.Module) -> None:
             magnitude.weight.data = torch.linalg.vector_norm(base_weight(layer), dim=1)
 
 
-def settle_trained_copies(module: nn.Module) -> None:
-    """Tie the copies of an embedding and a head that are tied in the base, and compute them in float32 between casts."""
-    first_of: dict[int, nn.Module] = {}
-    for _, wrapper in trained_copies(module):
+def settle_trained_copies(module: nn.Module, stored: Mapping[str, Tensor] | None = None) -> None:
+    """Tie the copies of an embedding and a head that are tied in the base, and compute them in float32 between casts.
+
+    Args:
+        stored: what the copies are going to hold, by the names in the adapter's file; those that differ are not tied.
+    """
+    first_of: dict[int, tuple[str, Any]] = {}
+    for name, wrapper in trained_copies(module):
         original, copy = wrapper.original_module, wrapper.modules_to_save[ADAPTER]
         dtype = next(original.parameters()).dtype
         if dtype != torch.float32:
@@ -124,8 +133,8 @@ def settle_trained_copies(module: nn.Module) -> None:
             copy.register_forward_hook(lambda _, inputs, output, dtype=dtype: output.to(dtype))
         if not hasattr(original, "weight"):
             continue  # the head of a classifier, made of several layers
-        first = first_of.setdefault(id(original.weight), copy)
-        if first is not copy:
+        first_name, first = first_of.setdefault(id(original.weight), (name, copy))
+        if first.weight is not copy.weight and (stored is None or torch.equal(stored[f"{first_name}.weight"], stored[f"{name}.weight"])):
             copy.weight = first.weight
 
 
@@ -191,11 +200,12 @@ def is_lora(module: PeftModel) -> bool:
     return module.peft_config[ADAPTER].peft_type == "LORA"
 
 
-def load_adapter(base: PreTrainedModel, folder: Path, peft_type: str | None = None) -> PeftModel:
+def load_adapter(base: PreTrainedModel, folder: Path, peft_type: str | None = None, *, shares_base: bool = False) -> PeftModel:
     """The adapter of `folder` put on `base`, in evaluation mode and frozen, every tensor of the file in its place.
 
     Args:
         peft_type: what it has to be, in PEFT's capitals; None for any.
+        shares_base: other adapters are on the base, too, which must stay as it is.
 
     Raises:
         RequestError: the folder holds no adapter of that type, or one that does not fit the base.
@@ -209,8 +219,9 @@ def load_adapter(base: PreTrainedModel, folder: Path, peft_type: str | None = No
             module = cast("PeftModel", get_peft_model(base, config))
         except (ValueError, TypeError, NotImplementedError) as error:
             raise unfit(folder, [str(error).splitlines()[0]]) from error
+        tensors = _without_base_copies(folder, module, tensors, shares_base)
         check_tensors(folder, module, tensors)
-        settle_trained_copies(module)
+        settle_trained_copies(module, tensors)
         set_peft_model_state_dict(module, tensors)
     return module.requires_grad_(False).eval()
 
@@ -238,7 +249,10 @@ def read_config(folder: Path, peft_type: str | None = None) -> PeftConfig:
             raise unfit(folder, [f"{CONFIG_FILE}: {str(error).splitlines()[0]}"]) from error
     config.inference_mode = True
     if (folder / ROWS_FILE).is_file():
-        config.trainable_token_indices = None  # these rows are put into the base
+        config.trainable_token_indices = None  # these rows are put into the base, and so are embedding and head
+        in_base = {name.removesuffix(".weight").rpartition(".")[2] for name in whole_in_adapter(folder).values()}
+        if in_base:
+            config.modules_to_save = [name for name in config.modules_to_save or () if name not in in_base] or None
     return cast("PeftConfig", config)
 
 
@@ -251,12 +265,30 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    has_rows = (folder / ROWS_FILE).is_file()
+    has_rows, in_base = (folder / ROWS_FILE).is_file(), set(whole_in_adapter(folder).values())
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
-        return {name: tensor for name, tensor in tensors.items() if not (has_rows and f".{TOKEN_ADAPTER}." in name)}
+        return {name: tensor for name, tensor in tensors.items() if not (has_rows and f".{TOKEN_ADAPTER}." in name or name in in_base)}
     except (OSError, SafetensorError) as error:
         raise unfit(folder, [f"cannot read {WEIGHTS_FILE}: {error}"]) from error
+
+
+def _without_base_copies(folder: Path, module: PeftModel, tensors: dict[str, Tensor], shares_base: bool) -> dict[str, Tensor]:
+    """The tensors without the weights that PEFT stores beside the factors of an embedding or head, which are put under them.
+
+    Raises:
+        RequestError: they are not the base's own, and others share it.
+    """
+    state, kept = module.state_dict(), {}
+    for name, tensor in tensors.items():
+        under = state.get(name) if name.endswith(".base_layer.weight") else None
+        if under is None or under.shape != tensor.shape or not under.is_floating_point():
+            kept[name] = tensor
+            continue
+        if shares_base and not torch.equal(under, tensor.to(under.device, under.dtype)):
+            raise unfit(folder, [f"`{name}` is not what this base has there, and the base is shared with other adapters"])
+        under.copy_(tensor)
+    return kept
 
 
 def check_tensors(folder: Path, module: PeftModel, tensors: dict[str, Tensor]) -> None:
@@ -320,7 +352,7 @@ def merge_adapter(module: nn.Module, target: MergeTarget = "dequantised", origin
         return plain_weight(base if original is None else original.get_submodule(name))
 
     with torch.no_grad():
-        for name, layer in list(lora_layers(model)):
+        for name, layer in list(lora_layers(model, embeddings=True)):
             base = layer.get_base_layer()
             merged = _merged_weight(layer, target_weight(name, base))
             if target == "requantised" and is_quantised(base):
@@ -333,18 +365,30 @@ def merge_adapter(module: nn.Module, target: MergeTarget = "dequantised", origin
 
 
 def _as_plain(model: PreTrainedModel) -> PreTrainedModel:
-    """`model`, its adapters merged, with the copies that were trained in place of their originals and no trace of the wrapping."""
+    """`model`, its adapters merged, with the copies that were trained in place of their originals and no trace of the wrapping.
+
+    A head that was tied to the embedding stays so only where both are still one: copies of one of them are parameters of their own.
+    """
+    made: dict[int, nn.Parameter] = {}
     for name, wrapper in list(trained_copies(model)):
-        for original, trained in zip(wrapper.original_module.parameters(), wrapper.modules_to_save[ADAPTER].parameters(), strict=True):
-            original.data = trained.data.to(original.dtype)
-        model.set_submodule(name, wrapper.original_module)
+        module, copies = wrapper.original_module, dict(wrapper.modules_to_save[ADAPTER].named_parameters())
+        for own, original in list(module.named_parameters()):
+            place, _, last = own.rpartition(".")
+            trained = made.setdefault(id(copies[own]), nn.Parameter(copies[own].data.to(original.dtype)))
+            setattr(module.get_submodule(place), last, trained)
+        model.set_submodule(name, module)
+    settle_tying(model)
     _forget_wrapping(model)
     model.requires_grad_(True).eval()
     return model
 
 
 def _merged_weight(layer: Any, weight: Tensor) -> Tensor:
-    """(out, in) float32."""
+    """(out, in) float32; of an embedding (tokens, out)."""
+    if ADAPTER in layer.lora_embedding_A:
+        product = layer.lora_embedding_B[ADAPTER].float() @ layer.lora_embedding_A[ADAPTER].float()
+        changed: Tensor = weight + product.T * layer.scaling[ADAPTER]
+        return changed
     delta: Tensor = layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float()
     merged: Tensor = weight + delta * layer.scaling[ADAPTER]
     if ADAPTER in layer.lora_magnitude_vector:

@@ -45,7 +45,8 @@ class Freeze(Subset):
     final_norm: bool | None = None
     """Train the norm above the last layer; the default does where layers train, and does not where only patterns are given."""
     grown: bool = False
-    """Train what `model.grow` has added, and beside it only what is named here, too."""
+    """Train what `model.grow` has added, in this run or in an earlier one that the base is from, and beside it only what is named here,
+    too."""
     cache_frozen: bool = False
     """Keep what the frozen lower layers compute on disk, and skip these layers for every example that was seen before."""
 

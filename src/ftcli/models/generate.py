@@ -90,6 +90,7 @@ def generate(
     stop: Sequence[str] = (),
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> list[Answer]:
     """One answer per prompt, in the order of the prompts; where the model is an ensemble, the one its members vote for.
 
@@ -98,11 +99,12 @@ def generate(
         prompts: text as it is to be continued, with whatever a chat template adds.
         sampling: the same one, prompts and batch size give the same answers.
         stop: an answer ends before the first of these texts in it; a batch in which every answer has ended is not gone on with.
+        is_wanted: asked after every token; once it says no, answers end where they are.
 
     Raises:
         RequestError: a prompt is empty, or leaves no room for an answer in the model's context.
     """
-    options: dict[str, Any] = {"sampling": sampling, "stop": stop, "batch_size": batch_size, "progress": progress}
+    options: dict[str, Any] = {"sampling": sampling, "stop": stop, "batch_size": batch_size, "progress": progress, "is_wanted": is_wanted}
     groups = member_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, **options)
     return [elected(group) for group in groups]
 
@@ -122,6 +124,7 @@ def member_answers(
     stop: Sequence[str] = (),
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> list[list[Answer]]:
     """The answers of every member of an ensemble to each prompt, in one batch; of any other model, its one answer.
 
@@ -145,8 +148,8 @@ def member_answers(
             settings = _generation_config(tokenizer, room[batch[0]], sampling)
             recorder = LogProbRecorder() if num_members > 1 else None
             texts = _StopTexts(tokenizer, stop) if stop else None
-            listeners = {"logits_processor": recorder, "stopping_criteria": texts}
-            options = {name: [listener] for name, listener in listeners.items() if listener is not None}
+            asked = [_Unwanted(is_wanted), *([] if texts is None else [texts])]
+            options: dict[str, Any] = {"stopping_criteria": asked, **({} if recorder is None else {"logits_processor": [recorder]})}
             rows = _continue(model, [encoded[index] for index in batch], settings, **options)
             for position, padded in enumerate(rows):
                 index = batch[position // num_members]
@@ -424,6 +427,18 @@ class _StopTexts:
                 if cut_before(text, self._stop) != text:
                     self.ends[row] = self._num_made
         return torch.tensor([row in self.ends for row in range(len(input_ids))], device=input_ids.device)
+
+
+class _Unwanted:
+    """Asked by transformers after every token whether the answers are to be gone on with."""
+
+    def __init__(self, is_wanted: Callable[[], bool]) -> None:
+        self._is_wanted = is_wanted
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        import torch
+
+        return torch.full((len(input_ids),), not self._is_wanted(), dtype=torch.bool, device=input_ids.device)
 
 
 def _token_stream(model: nn.Module, ids: Sequence[int], settings: GenerationConfig, seed: int) -> Generator[int]:

@@ -88,6 +88,7 @@ def load_model(
     Raises:
         RequestError: weights are missing, left over, of other shapes or unreadable; or the tokenizer has more tokens than the model.
     """
+    from ftcli.models.grow.growth import find_grown
     from ftcli.models.quantisation import check_support
 
     if quantization is not None:
@@ -96,12 +97,14 @@ def load_model(
     with quiet_libraries():
         if model.init is None:
             with _seeded(seed):
-                loaded = _from_folder(_folder(model), model, quantization, target, device, head, _pad_id(tokenizer))
+                folder = _folder(model)
+                loaded = _from_folder(folder, model, quantization, target, device, head, _pad_id(tokenizer))
+            find_grown(loaded, folder)
             loaded.config._name_or_path = cast(str, model.base)
         else:
             loaded = _from_init(model, tokenizer, quantization, target, device, seed, head)
     loaded.eval()
-    _settle_tying(loaded)
+    settle_tying(loaded)
     if model.add_tokens is not None and tokenizer is not None and model.add_tokens.known():
         from ftcli.models.added_rows import add_rows
 
@@ -144,9 +147,12 @@ def save_model(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> No
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write weights (safetensors, in the dtype they have), config.json and generation_config.json."""
+    """Write weights (safetensors, in the dtype they have), config.json and generation_config.json, and what of them was grown."""
+    from ftcli.models.grow.growth import note_grown
+
     with quiet_libraries():
         as_pretrained(model).save_pretrained(folder)
+    note_grown(model, folder)
 
 
 def as_pretrained(module: nn.Module) -> PreTrainedModel:
@@ -372,7 +378,7 @@ def _check_embedding(model: PreTrainedModel, tokenizer: Tokenizer | None) -> Non
         raise RequestError("model and tokenizer do not fit", [Problem("model.tokenizer", what, hint)])
 
 
-def _settle_tying(model: PreTrainedModel) -> None:
+def settle_tying(model: PreTrainedModel) -> None:
     """Let the configuration say what is: a checkpoint with an own head stays untied, and so must its copy."""
     head = model.get_output_embeddings()
     if head is None or not getattr(model.config, "tie_word_embeddings", False):

@@ -66,6 +66,11 @@ def _snapshot(reference: str, revision: str | None, weights: bool) -> Path:
         raise _not_a_model(reference, "is not a local folder, and the hub cannot be reached", hint) from error
 
 
+def is_on_hub(reference: str) -> bool:
+    """Is `reference` the name of a model on the hub, and neither embedded nor a folder here?"""
+    return not reference.startswith("builtin:") and _is_hub_id(reference) and not Path(reference).expanduser().exists()
+
+
 def _is_hub_id(reference: str) -> bool:
     """`name` or `owner/name`; a longer, absolute or dotted path is meant as a folder."""
     return reference.count("/") <= 1 and not reference.startswith(("/", ".", "~"))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ftcli.errors import FtcliError
 from ftcli.models.generate import Answer, Piece, PieceDecoder, Sampling, context_length, generate, prompt_ids, stream_pieces
 from ftcli.serving.messages import check_all_is_read
+from ftcli.serving.models import no_conversations
 from ftcli.serving.protocol import AnswerRequest
 from ftcli.serving.refusal import ApiError
 
@@ -96,6 +97,13 @@ class Engine:
             self._changed.notify()
         return job
 
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for the job any more: it leaves the line, or is not gone on with."""
+        job.is_cancelled.set()
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+
     def close(self) -> None:
         """End the thread after what it is at; what waits is refused."""
         with self._changed:
@@ -112,6 +120,8 @@ class Engine:
             known = ", ".join(self.served.names)
             raise ApiError(404, f"there is no model `{request.model[:100]}` (models: {known})", code="model_not_found", field="model")
         where = "messages" if request.is_chat else "prompt"
+        if request.is_chat and tokenizer.chat_template is None:
+            raise ApiError(400, no_conversations(request.model, tokenizer), code="no_chat_template", field=where)
         try:
             prompt = request.prompt if request.messages is None else _conversation(tokenizer, request.messages)
             num_tokens = len(prompt_ids(tokenizer, prompt))
@@ -160,7 +170,15 @@ class Engine:
             return
         sampling = Sampling(first.temperature, first.top_p, seed=first.seed)
         prompts = [job.prompt for job in jobs]
-        answers = generate(module, tokenizer, prompts, max_new_tokens=first.max_tokens, batch_size=BATCH_SIZE, sampling=sampling)
+        answers = generate(
+            module,
+            tokenizer,
+            prompts,
+            max_new_tokens=first.max_tokens,
+            batch_size=BATCH_SIZE,
+            sampling=sampling,
+            is_wanted=lambda: not all(job.is_cancelled.is_set() for job in jobs),
+        )
         for job, answer in zip(jobs, answers, strict=True):
             written = Written(job.request.stop)
             for piece in _pieces(tokenizer, job, answer):

@@ -31,16 +31,42 @@ class Served:
         return list(self.tokenizers)
 
 
-def serve_models(target: str, adapters: Mapping[str, str], device: str = "auto") -> Served:
+def no_conversations(name: str, tokenizer: Tokenizer) -> str:
+    """What a model without a chat template can do, and how it gets one."""
+    fitting = "chatml" if tokenizer.backend.token_to_id("<|im_end|>") is not None else "plain"
+    return (
+        f"`{name}` has no chat template, and takes no conversations: POST /v1/completions continues plain text, and "
+        f"`ftcli serve --template {fitting}` gives it a template"
+    )
+
+
+def serve_models(target: str, adapters: Mapping[str, str], device: str = "auto", template: str | None = None) -> Served:
     """Load a base once, and every adapter.
 
     Args:
         target: a base, or a run or adapter, which is then served by its name beside its base.
         adapters: adapter folders or runs, by the name they are asked for.
+        template: for the models that have no chat template: `chatml`, `plain`, a path to a Jinja file, or the Jinja text.
 
     Raises:
         RequestError: there is no such model, or an adapter does not fit the base.
+        UsageError: every model has a template of its own, with which it was trained.
     """
+    served = _served(target, adapters, device)
+    return served if template is None else _with_template(served, template)
+
+
+def _with_template(served: Served, template: str) -> Served:
+    from ftcli.models.tokenizer import load_tokenizer
+
+    bare = {name: tokenizer for name, tokenizer in served.tokenizers.items() if tokenizer.chat_template is None}
+    if not bare:
+        raise UsageError("--template is for models that have no chat template, and all of these have one", hint="leave it out")
+    made = {name: load_tokenizer(str(tokenizer.folder), template=template) for name, tokenizer in bare.items()}
+    return Served({**served.tokenizers, **made}, served.use)
+
+
+def _served(target: str, adapters: Mapping[str, str], device: str) -> Served:
     from ftcli.exporting.source import open_source
 
     source = open_source(target, device)

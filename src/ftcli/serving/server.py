@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import queue
+import select
 import threading
 import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import MSG_PEEK
 from typing import TYPE_CHECKING, Any
 
 from ftcli.serving.engine import Engine, Job, Result
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 POST_PATHS = {"/v1/chat/completions": True, "/v1/completions": False}
 _MOST_DIGITS = 15  # of a Content-Length
+_LOOK_SECONDS = 0.25  # how often a connection that waits is looked at
 _DRAINED = 8  # so many times the allowed size is read and thrown away, so that the refusal arrives
 
 
@@ -171,8 +175,35 @@ class Handler(BaseHTTPRequestHandler):
             while num_bytes > 0 and (read := self.rfile.read1(min(num_bytes, 2**16))):
                 num_bytes -= len(read)
 
+    def _made(self, job: Job) -> str | Result | ApiError:
+        """What is made next of an answer.
+
+        Raises:
+            ConnectionError: the client has gone away, and nobody waits for it.
+        """
+        while True:
+            try:
+                return job.pieces.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                if self._is_gone():
+                    raise ConnectionAbortedError from None
+
+    def _is_gone(self) -> bool:
+        """Has the client closed the connection?"""
+        poll = select.poll()
+        poll.register(self.connection, select.POLLIN)
+        try:
+            return bool(poll.poll(0)) and not self.connection.recv(1, MSG_PEEK)
+        except OSError:
+            return True
+
     def _answer_whole(self, job: Job) -> None:
-        made = job.pieces.get()
+        try:
+            made = self._made(job)
+        except OSError:
+            self.server.engine.cancel(job)
+            self.close_connection = True
+            return
         if isinstance(made, Result):
             self._send_json(200, answer_body(job.request, made))
         elif isinstance(made, ApiError):
@@ -190,7 +221,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             for event in writer.begin():
                 self._event(event)
-            while isinstance(made := job.pieces.get(), str):
+            while isinstance(made := self._made(job), str):
                 self._event(writer.piece(made))
             if isinstance(made, ApiError):
                 self._event(made.to_json())
@@ -199,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
                     self._event(event)
             self.wfile.write(b"data: [DONE]\n\n")
         except OSError:
-            job.is_cancelled.set()  # the reader has gone: nobody waits for the rest
+            self.server.engine.cancel(job)  # the reader has gone: nobody waits for the rest
 
     def _event(self, content: dict[str, Any]) -> None:
         self.wfile.write(b"data: " + _as_json(content) + b"\n\n")

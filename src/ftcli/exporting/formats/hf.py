@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ftcli.exporting.checks import Check
 from ftcli.exporting.difference import compare, logits_on
+from ftcli.exporting.finite import require_range
 from ftcli.exporting.formats.format import Format, Subject
 from ftcli.models.settings import Model
 
@@ -87,7 +88,12 @@ def write_model(subject: Subject, folder: Path, dtype: str, max_shard_bytes: int
 
 
 def rounded_state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights in `dtype`; tied ones stay one tensor, as transformers expects when it saves."""
+    """The weights in `dtype`; tied ones stay one tensor, as transformers expects when it saves.
+
+    Raises:
+        RequestError: a weight is beyond the range of `dtype`.
+    """
+    require_range(model.named_parameters(), str(dtype).removeprefix("torch."), "the weights cannot be rounded")
     made: dict[int, Tensor] = {}
     return {
         name: made.setdefault(tensor.data_ptr(), tensor.to(dtype)) if tensor.is_floating_point() else tensor

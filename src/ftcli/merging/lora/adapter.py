@@ -82,8 +82,8 @@ class Adapter:
     def full_tensors(self) -> dict[str, str]:
         """The tensors of `modules_to_save` by the base's names, and their names in the file."""
         known = {f"{PREFIX}{module}{suffix}" for module in self.modules for suffix in (*_LINEAR, *_EMBEDDING, *_MAGNITUDE)}
-        # PEFT stores a copy of the base's own embedding beside its factors
-        known |= {f"{PREFIX}{module}.base_layer.weight" for module, is_embedding in self.modules.items() if is_embedding}
+        # PEFT stores a copy of the base's own embedding or head beside its factors
+        known |= {f"{PREFIX}{module}.base_layer.weight" for module in self.modules}
         return {name.removeprefix(PREFIX): name for name in sorted(self.tensors) if name not in known}
 
     def is_dora(self, module: str) -> bool:

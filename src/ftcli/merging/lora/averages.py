@@ -66,7 +66,9 @@ class AdapterAverage:
             else:
                 yield from self._differences(first, adapter)
         if abs(sum(self.weights)) < 1e-6 * max(1.0, sum(map(abs, self.weights))):
-            yield Problem("models", f"the weights {', '.join(f'{weight:g}' for weight in self.weights)} sum to 0: their mean is not finite")
+            yield Problem(
+                "models", f"the weights {', '.join(map(str, self.weights))} sum to {sum(self.weights):g}: their mean is not finite"
+            )
         bases = {adapter.base for adapter in self.adapters if adapter.base}
         if self.base is None and len(bases) > 1:
             what = f"the adapters name different bases: {', '.join(sorted(bases))}"

@@ -6,7 +6,7 @@ embeddings, heads, layers whose bias changes, and whatever else is no matrix pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from ftcli.errors import Problem, RequestError
+from ftcli.merging.layers import is_buffer
 from ftcli.merging.lora.factor import Factored, factored
 from ftcli.merging.lora.stored import StoredTensors, name_in_checkpoint
 from ftcli.merging.lora.write import AdapterParts, write_adapter
+from ftcli.merging.tied_head import are_same
 
 _LISTED = 5
 
@@ -116,9 +118,24 @@ class Extraction:
             if found is not None and found != name and not np.array_equal(self.tuned[found], self._pair(name)[0]):
                 hint = "set `tie_word_embeddings: false` in the base"
                 problems.append(Problem(other, "is tied in the base and not in the tuned model", hint))
+        problems += self._left_over()
         if problems:
             more = [Problem("", f"... and {len(problems) - _LISTED} more")] if len(problems) > _LISTED else []
             raise RequestError("an adapter cannot be extracted", [*problems[:_LISTED], *more])
+
+    def _left_over(self) -> Iterator[Problem]:
+        """Tensors of the tuned model that are no parameter of the base: an adapter would leave out what they do."""
+        known = {name_in_checkpoint(self.tuned, name) for name in (*self.anatomy.parameters, *self.anatomy.tied)}
+        extra = [name for name in self.tuned.entries if name not in known and not is_buffer(name)]
+        unknown = [name for name in extra if name not in self.base.entries]
+        changed = [name for name in extra if name in self.base.entries and not are_same(self.tuned.entries[name], self.base.entries[name])]
+        hint = "models of one architecture, with as many layers"
+        for names, what in (
+            (unknown, "is in the tuned model only"),
+            (changed, "differs, and is no parameter that an adapter could change"),
+        ):
+            if names:
+                yield Problem(names[0], what + (f", and so are {len(names) - 1} more tensors" if len(names) > 1 else ""), hint)
 
     def _pair(self, name: str) -> tuple[Any, Any]:
         """A parameter in the tuned model and in the base.

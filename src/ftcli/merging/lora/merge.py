@@ -126,6 +126,8 @@ class AdapterMerge:
             names = ", ".join(f"`{adapter.name}`" for adapter in dora)
             what = f"DoRA ({names}) scales the rows of the whole weight, which factors beside it cannot do"
             yield Problem("merge_method", what, f"`{SVD}` works on the true change and reports what it loses")
+        if not any(self.weights):
+            yield Problem("models", "the weights are all 0: the adapter would change nothing", "a weight that is not 0")
         bases = {adapter.base for adapter in self.adapters if adapter.base}
         if self.base is None and len(bases) > 1:
             what = f"the adapters name different bases: {', '.join(sorted(bases))}"

@@ -17,6 +17,7 @@ from ftcli.files import new_folder, said_when_disk_is_full, sha256_of, write_jso
 from ftcli.merging.lora.adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from ftcli.merging.lora.factor import Factored
 from ftcli.merging.numbers import DTYPES, ITEM_BYTES, Array, fits, from_float32
+from ftcli.models.locate import is_on_hub
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _ALIGNMENT = 8  # of the first tensor's bytes in the file
@@ -128,7 +129,7 @@ def write_tensors(tensors: Mapping[str, Array], path: Path, dtype: str) -> None:
 def _card(parts: AdapterParts, name: str, noted: Mapping[str, Any], inputs: list[str]) -> str:
     """README.md; it names no folder of this machine."""
     base = parts.base or ""
-    is_hub_id = bool(base) and not base.startswith(("builtin:", "/", "."))
+    is_hub_id = bool(base) and is_on_hub(base)
     front = ["---", *([f"base_model: {base}"] if is_hub_id else []), "library_name: peft", "tags:", "- ftcli", "- lora", "- merge", "---"]
     shown = base if is_hub_id or base.startswith("builtin:") else Path(base).name
     sources = sorted({Path(item).parent.name or Path(item).stem for item in inputs})

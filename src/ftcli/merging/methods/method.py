@@ -105,7 +105,7 @@ def weights_cancel(settings: Settings) -> str | None:
     weights = settings["weight"]
     size = sum(abs(weight) for weight in weights)
     if settings.get("normalize", True) and abs(sum(weights)) < 1e-6 * max(1.0, size):
-        return f"the weights {', '.join(f'{weight:g}' for weight in weights)} sum to {sum(weights):g}: their mean is not finite"
+        return f"the weights {', '.join(map(str, weights))} sum to {sum(weights):g}: their mean is not finite"
     return None
 
 
@@ -113,5 +113,5 @@ def no_positive_weight(settings: Settings) -> str | None:
     """The fault of weights on a sphere that are not all positive or 0."""
     weights = settings["weight"]
     if min(weights) < 0 or sum(weights) <= 0:
-        return f"the weights {', '.join(f'{weight:g}' for weight in weights)}: none may be negative, and one must be above 0"
+        return f"the weights {', '.join(map(str, weights))}: none may be negative, and one must be above 0"
     return None

@@ -8,13 +8,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ftcli.merging.methods.method import NoMean
 from ftcli.merging.methods.sums import normalised, weighted_sum
 from ftcli.merging.numbers import Array
 from ftcli.merging.pieces import Inputs, Piece, PieceFunction, Settings
 
 
 def fisher(inputs: Inputs, settings: Settings) -> PieceFunction:
-    """Sum of w F model / sum of w F in every weight, F the diagonal of each model's Fisher matrix; where all F are 0 the plain average."""
+    """Sum of w F model / sum of w F in every weight, F the diagonal of each model's Fisher matrix; where all F are 0 the plain average.
+
+    Raises (when a piece is merged):
+        NoMean: there is an F below 0.
+    """
     weights = settings["weight"]
 
     def merge(piece: Piece) -> Array:
@@ -23,6 +28,10 @@ def fisher(inputs: Inputs, settings: Settings) -> PieceFunction:
             return plain
         total, divisor = np.zeros(piece.shape, np.float64), np.zeros(piece.shape, np.float64)
         for model, statistic, weight in zip(piece.models, piece.statistics, weights, strict=True):
+            if statistic.size and not statistic.min() >= 0:
+                tensor = inputs.randomness.tensor
+                hint = "gather them with `ftcli merge-statistics MODEL --kind fisher`"
+                raise NoMean(f"tensor `{tensor}`: its Fisher statistics have negative numbers or NaN, and are no squares", hint=hint)
             share = statistic * np.float64(weight)
             total += share * model
             divisor += share

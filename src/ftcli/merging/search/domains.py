@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftcli.errors import Problem, RequestError
-from ftcli.merging.engine import Say
+from ftcli.merging.engine import Say, working_folder
+from ftcli.merging.hold import held
 from ftcli.merging.lora.adapter import Adapter, open_adapter
 from ftcli.merging.lora.merge import CONCAT, AdapterMerge, merge_adapters
 from ftcli.merging.outcome import check_output
@@ -79,7 +80,9 @@ def run_adapter_soup(recipe: AdapterSoup, path: Path, output: Path, *, say: Say 
     chosen = [adapters[index] for index in choice.chosen]
     weights = (1 / len(chosen),) * len(chosen)
     job = AdapterMerge(CONCAT, tuple(chosen), {"weight": weights}, recipe.base_model, dtype=recipe.dtype)
-    merged = merge_adapters(job, output)
+    with held(working_folder(output), output):
+        check_output(output)
+        merged = merge_adapters(job, output)
     named = {adapter.name: similarity for adapter, similarity in zip(adapters, choice.similarities, strict=True)}
     lines = [f"{name}: cosine {value:.3f}" for name, value in sorted(named.items(), key=lambda item: -item[1])]
     names = [adapter.name for adapter in chosen]
@@ -104,7 +107,6 @@ def open_soup(recipe: AdapterSoup, path: Path) -> tuple[list[Adapter], str]:
     weights = (1 / len(adapters),) * len(adapters)
     job = AdapterMerge(CONCAT, tuple(adapters), {"weight": weights}, recipe.base_model)
     job.check()
-    texts = [recipe.texts, *(domain.texts for domain in recipe.models if domain.texts is not None)]
     texts = [recipe.texts, *(domain.texts for domain in recipe.models if domain.texts is not None)]
     missing = [text for text in texts if not glob.has_magic(text) and not Path(text).exists()]
     if missing:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ftcli.errors import Problem, RequestError
-from ftcli.merging.layers import is_before_layers, num_layers
+from ftcli.merging.layers import is_before_layers, is_tied, num_layers
 from ftcli.merging.lora.stored import name_in_checkpoint
 from ftcli.merging.methods.method import MergeMethod
 from ftcli.merging.numbers import Array
@@ -58,6 +58,7 @@ class MergedModel:
         size = sum(parameter.numel() for parameter in self.module.parameters())
         self._keeps = 4 * size * len(self._all) <= KEPT_BYTES
         problems = [problem for name, parameter in self.module.named_parameters() for problem in self._unfit(name, tuple(parameter.shape))]
+        problems += self._parted()
         if problems:
             raise RequestError("the models cannot be merged in memory", problems[:5])
 
@@ -75,6 +76,14 @@ class MergedModel:
                 what = f"`{name}` has shape {source.tensor(stored).shape}, expected {shape}"
                 found.append(Problem(source.reference, what, "merge them once with a `tokenizer` section first"))
         return found
+
+    def _parted(self) -> list[Problem]:
+        """Models with a head of their own cannot be put into one whose head is its embedding."""
+        head = self.module.get_output_embeddings()
+        if head is None or head.weight is not self.module.get_input_embeddings().weight:
+            return []
+        what, hint = "has a head of its own, and the first model's is its embedding", "models that all tie their head, or none"
+        return [Problem(source.reference, what, hint) for source in self._all if is_tied(source.config) is False]
 
     def group_of(self, name: str) -> int:
         """The group of layers a parameter is in: embeddings in the first, what comes behind the layers in the last."""

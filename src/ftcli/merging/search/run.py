@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ftcli.errors import Problem, RequestError
 from ftcli.files import write_json, write_text
 from ftcli.merging.engine import Say
+from ftcli.merging.hold import clear, held, is_held
 from ftcli.merging.layers import num_layers
 from ftcli.merging.methods.registry import METHODS as MERGE_METHODS
 from ftcli.merging.outcome import check_output, outcome_lines
@@ -84,7 +85,37 @@ def run_search(
     """
     check_output(output)
     assert isinstance(recipe, GreedySoup | WiseFt | Search | LearnedWeights)
-    work_folder = output.with_name(f".search-{output.name}")
+    work_folder = _work_folder(output)
+    with held(work_folder, output):
+        check_output(output)
+        return _run(recipe, text, path, output, work_folder, threads=threads, verify=verify, say=say, note=note)
+
+
+def _work_folder(output: Path) -> Path:
+    return output.with_name(f".search-{output.name}")
+
+
+def left_behind(output: Path) -> str | None:
+    """What is left of a search that did not come to its end; None where nothing is, or one is at work."""
+    folder = _work_folder(output)
+    if not (folder / LOG_FILE).is_file() or is_held(folder):
+        return None
+    return f"`{folder}` keeps what was measured: the same command goes on with it; removing the folder is safe"
+
+
+def _run(
+    recipe: GreedySoup | WiseFt | Search | LearnedWeights,
+    text: str,
+    path: Path,
+    output: Path,
+    work_folder: Path,
+    *,
+    threads: int | None,
+    verify: bool,
+    say: Say,
+    note: Callable[[str], None],
+) -> dict[str, Any]:
+    """As `run_search`, in a folder of its own."""
     work = _open(recipe, path, work_folder, say, note)
     found = _search(work)
     outcome = write_merge(found.document, path, output, dtype=recipe.dtype, threads=threads, verify=verify, say=say)
@@ -94,11 +125,11 @@ def run_search(
     if isinstance(recipe, WiseFt):
         _plot_sweep(work, output / PLOT_FILE)
     shutil.move(work_folder / LOG_FILE, output / LOG_FILE)
-    shutil.rmtree(work_folder)
+    clear(work_folder)
     write_json(output / SUMMARY_FILE, summary)
     write_text(output / "search.yaml", text)
     card = output / "README.md"
-    said = [_without_folders(line, work.references) for line in found.lines]
+    said = [_without_folders(line, [folder for source in work.sources for folder in source.folders]) for line in found.lines]
     table = "\n".join(["## How it was found", "", *(f"- {line}" for line in said), ""])
     write_text(card, card.read_text(encoding="utf-8").rstrip() + "\n\n" + table)
     lines = [*found.lines, f"as written: {_shown(written)}", *outcome_lines(outcome)]
@@ -111,9 +142,23 @@ def plan_search(recipe: AnySearch, path: Path) -> list[str]:
     Raises:
         RequestError: the settings, the models or the data do not fit.
     """
+    assert isinstance(recipe, GreedySoup | WiseFt | Search | LearnedWeights)
+    sources = _look(recipe, path)
+    count = {"greedy_soup": 2 * len(sources) - 1, "wise_ft": len(getattr(recipe, "alphas", ()))}.get(recipe.merge_method)
+    count = recipe.search.budget if isinstance(recipe, Search) else count
+    words = f"at most {count} evaluations" if count is not None else f"{getattr(recipe, 'steps', 0)} updates of the coefficients"
+    weights = ", ".join(source.name or source.source.label() for source in recipe.evaluate.sources)
+    return [f"{recipe.merge_method} of {len(sources)} models: {words} of {recipe.evaluate.metric} on {weights}"]
+
+
+def _look(recipe: GreedySoup | WiseFt | Search | LearnedWeights, path: Path) -> list[Source]:
+    """The models, from their headers, after a look at everything that can be wrong before a weight is read.
+
+    Raises:
+        RequestError: the settings, the models or the data do not fit.
+    """
     from ftcli.merging.search.judge import look_at_data
 
-    assert isinstance(recipe, GreedySoup | WiseFt | Search | LearnedWeights)
     _check_space(recipe)
     planned(_first_document(recipe), path, None, recipe.dtype, 1)
     sources = [open_source(reference, path.resolve().parent, to_plan=True) for reference in recipe.models]
@@ -121,11 +166,7 @@ def plan_search(recipe: AnySearch, path: Path) -> list[str]:
     base = None if reference is None else open_source(reference, path.resolve().parent, to_plan=True)
     _num_groups(recipe, base or sources[0])
     look_at_data(recipe.evaluate, sources[0])
-    count = {"greedy_soup": 2 * len(sources) - 1, "wise_ft": len(getattr(recipe, "alphas", ()))}.get(recipe.merge_method)
-    count = recipe.search.budget if isinstance(recipe, Search) else count
-    words = f"at most {count} evaluations" if count is not None else f"{getattr(recipe, 'steps', 0)} updates of the coefficients"
-    weights = ", ".join(source.name or source.source.label() for source in recipe.evaluate.sources)
-    return [f"{recipe.merge_method} of {len(sources)} models: {words} of {recipe.evaluate.metric} on {weights}"]
+    return sources
 
 
 def _first_document(recipe: AnySearch) -> Document:
@@ -142,8 +183,7 @@ def _open(
     from ftcli.merging.search.judge import MergedModel, load_frame, open_measurer
 
     folder = path.resolve().parent
-    _check_space(recipe)
-    planned(_first_document(recipe), path, None, recipe.dtype, 1)
+    _look(recipe, path)
     sources = [open_source(reference, folder) for reference in recipe.models]
     reference = getattr(recipe, "base_model", None)
     base = None if reference is None else open_source(reference, folder)
@@ -176,7 +216,8 @@ def _num_groups(recipe: AnySearch, lead: Source) -> int:
     num_groups: int = recipe.search.layer_groups if isinstance(recipe, Search) else getattr(recipe, "layer_groups", 1)
     depth = num_layers(lead.config) or 1
     if num_groups > depth:
-        raise RequestError("the search cannot be made", [Problem("layer_groups", f"{num_groups} is more than the model's {depth} layers")])
+        key = "search.layer_groups" if isinstance(recipe, Search) else "layer_groups"
+        raise RequestError("the search cannot be made", [Problem(key, f"{num_groups} is more than the model's {depth} layers")])
     return num_groups
 
 
@@ -312,10 +353,10 @@ def _measure_written(work: _Work, output: Path) -> dict[str, dict[str, float]]:
     return work.measurer.measure()
 
 
-def _without_folders(line: str, references: Sequence[str]) -> str:
-    """A line that names no folder of this machine."""
-    for reference in references:
-        line = line.replace(reference, reference.rpartition("/")[2] if reference.startswith(("/", ".", "~")) else reference)
+def _without_folders(line: str, folders: Sequence[str]) -> str:
+    """A line that names no folder of this machine but by its last name."""
+    for folder in sorted(folders, key=len, reverse=True):
+        line = line.replace(folder, Path(folder).name or folder)
     return line
 
 
