@@ -89,6 +89,48 @@ def test_a_comparison_end_to_end_and_again_from_what_is_kept(comparison: Path, c
     assert "when facts change:" in shown
 
 
+def test_rows_that_the_approaches_were_given_are_told_first_and_kept_out_of_prompts(
+    comparison: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(comparison.read_text())
+    document |= {"approaches": document["approaches"][:3], "retained": [], "changed": None}
+    write(comparison.parent / "test.jsonl", [{"prompt": f"What COLOUR is hat {n}?", "completion": COLOURS[n % 8]} for n in range(12, 20)])
+    given = [{"text": f"What colour is hat {n}? {COLOURS[n % 8]}"} for n in (13, 14)]
+    write(comparison.parent / "documents.jsonl", [{"text": f"Hat {n} is {COLOURS[n % 8]}."} for n in range(20)] + given)
+    comparison.write_text(json.dumps(document))
+    assert main.run(["compare-approaches", str(comparison), "--json"]) == 0
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert found["shared"] == {
+        "rows": {f"test.jsonl:{n}": f"train.jsonl:{n + 12}" for n in range(1, 5)},
+        "documents_left_out": {"retrieval": 2},
+    }
+    warning = "4 of 8 rows of the task are asked in the training rows, too (test.jsonl:1 in train.jsonl:13, "
+    assert warning in found["verdict"]["sentences"][0]
+    assert f"warning: {warning}" in shown.err
+    assert warning in (comparison.parent / "out" / "report.md").read_text()
+    assert "On the other rows, exact_match: base " in " ".join(found["verdict"]["sentences"])
+    assert all(one["without_shared_rows"] is not None for one in found["approaches"])
+    base, shots, lookup = (samples(comparison, name) for name in ("base", "few-shot", "retrieval"))
+    assert len(base) == len(shots) == len(lookup) == 8
+    for row, looked_up in zip(shots, lookup, strict=True):
+        question = row["prompt"].split("\n\n")[-1].lower().strip()
+        assert row["prompt"].lower().count(question) == 1
+        assert looked_up["prompt"].lower().count(question) == 1
+        assert "Hat" in looked_up["prompt"]
+
+
+def samples(comparison: Path, approach: str) -> list[dict[str, Any]]:
+    """The rows of an approach, found by how they are asked: solved examples and passages stand in front of the question."""
+    kept = [[json.loads(line) for line in path.read_text().splitlines()] for path in (comparison.parent / "out" / "kept").glob("*.jsonl")]
+    marks = {
+        "base": lambda text: "\n\n" not in text,
+        "few-shot": lambda text: text.count("?") == 3,
+        "retrieval": lambda text: "Hat " in text,
+    }
+    return next(rows for rows in kept if len(rows) == 8 and all(marks[approach](row["prompt"]) for row in rows))
+
+
 def test_a_folder_of_documents_that_is_not_there_is_an_error_with_its_name(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (comparison.parent / "documents.jsonl").unlink()
     assert main.run(["compare-approaches", str(comparison)]) == 2

@@ -58,6 +58,36 @@ def test_multiple_choice_and_language_modelling_end_to_end(recipe: Path, capsys:
     assert report["models"]["builtin:tiny"]["precision"] == "float32"
 
 
+DAMAGE = {
+    "half a result": (".json", lambda text: text[:200]),
+    "nothing": (".json", lambda text: ""),
+    "null": (".json", lambda text: "null"),
+    "a list": (".json", lambda text: "[]"),
+    "no figures": (".json", lambda text: text.replace('"figures"', '"numbers"')),
+    "a figure is a text": (".json", lambda text: text.replace('"figures": {', '"figures": {"x": "y", ')),
+    "half of the rows": (".jsonl", lambda text: text[: len(text) // 2]),
+    "a row less": (".jsonl", lambda text: "".join(text.splitlines(keepends=True)[:-1])),
+    "another row": (".jsonl", lambda text: text.replace("dog", "cat")),
+}
+
+
+def test_a_damaged_result_is_measured_again(recipe: Path, tmp_path: Path) -> None:
+    (task,) = load_evaluation_recipe(recipe).tasks[1:]
+    cache = tmp_path / "kept"
+    first = evaluate("builtin:tiny", [task], cache=cache, device="cpu")
+    (kept,) = cache.glob("*.json")
+    whole = {ending: kept.with_suffix(ending).read_text() for ending in (".json", ".jsonl")}
+    assert evaluate("builtin:tiny", [task], cache=cache, device="cpu").reused == ["texts"]
+    for name, (ending, damage) in DAMAGE.items():
+        damaged = damage(whole[ending])
+        assert damaged != whole[ending], name
+        kept.with_suffix(ending).write_text(damaged)
+        again = evaluate("builtin:tiny", [task], cache=cache, device="cpu")
+        assert again.reused == [], name
+        assert list(again.results["texts"].rows) == list(first.results["texts"].rows)
+        assert {ending: kept.with_suffix(ending).read_text() for ending in whole} == whole
+
+
 def test_a_failed_gate_is_exit_code_3_and_stands_in_the_junit_file(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,8 @@ GOOD_PAIR = {"prompt": "Once", "chosen": "upon a time", "rejected": "zz"}
         ({"kind": "multiple-choice"}, [GOOD_CHOICE, {**GOOD_CHOICE, "choices": ["a", "word " * 3000]}], "tokens, the model sees"),
         ({"kind": "preference"}, [GOOD_PAIR, {**GOOD_PAIR, "chosen": "word " * 3000}], "tokens, the model sees"),
         ({"kind": "preference"}, [GOOD_PAIR, {"prompt": "a", "chosen": "b"}], "column `rejected` is missing"),
+        ({"kind": "preference"}, [GOOD_PAIR, {**GOOD_PAIR, "rejected": " upon a time"}], "hold the same answer"),
+        ({"kind": "multiple-choice"}, [GOOD_CHOICE, {**GOOD_CHOICE, "choices": [5, 0], "answer": 0}], "say which with `answers: index`"),
         ({"kind": "language-modelling"}, [*TEXTS, {"text": [1]}], "column `text` is list"),
         ({"kind": "classification"}, [{"text": "a", "label": "x"}, {"text": "b"}], "column `label` is missing"),
         (
@@ -64,6 +66,35 @@ def test_a_row_of_the_last_task_is_named_before_the_first_is_measured(
     said = capsys.readouterr().err
     assert "last.jsonl:2" in said
     assert message in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {"validation": {"kind": "file", "path": "last.jsonl"}}}, "all 2 rows of `validation` are asked in the rows"),
+        ({"variants": {}, "limit": 1}, "1 rows are too few to choose a prompt"),
+        ({"shots": {"count": 1, "source": {"kind": "file", "path": "texts.jsonl"}}}, "texts.jsonl:1: column `question` is missing"),
+    ],
+)
+def test_what_a_task_takes_beside_its_rows_is_looked_at_before_the_first_is_measured(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "variants" in changes:
+        changes = {**changes, "variants": {**changes["variants"], "prompts": [{"name": "a"}, {"name": "b", "prompt": "Now {question}"}]}}
+    rows = [GOOD_CHOICE, {**GOOD_CHOICE, "question": "Twice upon a"}]
+    assert main.run(recipe(tmp_path, monkeypatch, rows, {"kind": "multiple-choice", **changes})) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("key", "value"), [("variants", {"prompts": [{"name": "a"}, {"name": "b"}]}), ("group_by", "x"), ("leakage", {})])
+def test_what_the_harness_cannot_have_is_refused_without_a_model(
+    key: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ftcli.evaluation.evaluate.open_subject", lambda *_: pytest.fail("a model was loaded"))
+    path = tmp_path / "eval.yaml"
+    path.write_text(json.dumps({"version": 1, "tasks": [{"name": "t", "kind": "lm-eval", "task": "arc_easy", key: value}]}))
+    assert main.run(["eval", "builtin:tiny", "-r", str(path)]) == 2
+    assert f"`{key}` reads the rows, and those of kind `lm-eval` are the harness's" in capsys.readouterr().err
 
 
 def test_permission_to_run_programs_is_asked_for_first(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,6 +72,24 @@ def test_an_empty_context_begins_with_the_begin_token(tiny: Loaded) -> None:
     with torch.inference_mode():
         log_probs = tiny.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
     assert found[0].log_prob == pytest.approx(sum(float(log_probs[place, token]) for place, token in enumerate(tokens)), abs=1e-3)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_a_context_begins_as_the_tokenizer_begins_a_text(tiny: Loaded, adds_bos: bool) -> None:
+    tokenizer = replace(tiny.tokenizer, adds_bos=adds_bos)
+    first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+    assert first is not None
+    begin = tokenizer.decode([first])
+    rows = [ROWS[0], Continuations(begin + ROWS[0].context, ROWS[0].choices)]
+    scored = score_continuations(TreeModel(tiny.model, "forest"), tokenizer, rows)
+    TreeModel(tiny.model, "rows")
+    for found, has_first in zip(scored.likelihoods, (adds_bos, True), strict=True):
+        before = [first] * has_first + tokenizer.encode(ROWS[0].context)[0]
+        ids = [*before, *tokenizer.encode(ROWS[0].context + ROWS[0].choices[0])[0][len(before) - has_first :]]
+        with torch.inference_mode():
+            log_probs = tiny.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        expected = sum(float(log_probs[place - 1, ids[place]]) for place in range(len(before), len(ids)))
+        assert found[0].log_prob == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_context_that_is_too_long_loses_its_beginning_and_is_counted(tiny: Loaded) -> None:

@@ -14,9 +14,12 @@ from sklearn import metrics as sk
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from ftcli.errors import DataError, FtcliError, RequestError, UsageError
+from ftcli.evaluation.choices import score_continuations
 from ftcli.evaluation.evaluate import open_subject
+from ftcli.evaluation.measurement import measure_task
 from ftcli.evaluation.rows import Rows, in_parts
-from ftcli.evaluation.tasks import Task
+from ftcli.evaluation.tasks import Task, multiple_choice
+from ftcli.evaluation.tasks.multiple_choice import answer_index
 from ftcli.evaluation.tasks.retrieval import Embedder
 from ftcli.evaluation.tasks.task import Subject
 from ftcli.evaluation.user_metrics import load_user_metrics
@@ -91,11 +94,42 @@ def test_a_prompt_longer_than_the_model_sees_counts_as_wrong(subject: Subject, t
         ([{"prompt": "a", "completion": "b"}, {"prompt": "a"}], "a.jsonl:2: column .*completion"),
         ([{"prompt": "a", "completion": []}], "a.jsonl:1: column `completion` is an empty list"),
         ([{"prompt": "a", "completion": ""}], "a.jsonl:1: column `completion` is empty"),
+        ([{"prompt": "a", "completion": ["b", 3]}], "a.jsonl:1: column `completion` holds a number among its answers, not a text"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": [None]}], "a.jsonl:2: column `completion` holds null"),
+        ([{"prompt": "a", "completion": None}], "a.jsonl:1: column `completion` is null, not a text"),
+        ([{"prompt": "a", "completion": {"x": 1}}], "a.jsonl:1: column `completion` is an object, not a text"),
     ],
 )
 def test_a_row_without_an_answer_is_named(rows: list[dict[str, Any]], message: str, subject: Subject, tmp_path: Path) -> None:
     with pytest.raises(FtcliError, match=message):
         generation(write(tmp_path / "a.jsonl", rows)).measure(subject)
+
+
+def test_a_column_beside_a_chat_or_an_answer_may_hold_anything(subject: Subject, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]
+    assert len(generation(write(tmp_path / "a.jsonl", [{"messages": chat, "output": [1, 2]}])).measure(subject).rows) == 1
+    assert len(generation(write(tmp_path / "b.jsonl", [{"prompt": "a", "completion": "b", "answer": [1]}])).measure(subject).rows) == 1
+
+
+@pytest.mark.parametrize("kind", ["generation", "multiple-choice", "classification"])
+def test_no_kind_of_task_shows_a_row_its_own_answer(kind: str, subject: Subject, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "generation": {"metrics": [{"kind": "exact-match"}], "max_new_tokens": 2},
+        "multiple-choice": {"choices": [f"W{n}" for n in range(6)]},
+        "classification": {"labels": [f"W{n}" for n in range(6)]},
+    }[kind]
+    question, answer = {"generation": ("prompt", "completion"), "multiple-choice": ("question", "answer")}.get(kind, ("text", "label"))
+    rows = [{question: f"Once there was a {word}", answer: f"W{n}"} for n, word in enumerate(WORDS)]
+    path = write(tmp_path / "a.jsonl", rows)
+    documents = {"kind": "file", "path": str(write(tmp_path / "docs.jsonl", [{"text": f"A {word} is not a toy."} for word in WORDS]))}
+    for choose, retrieve in (("nearest", None), ("embedding", None), ("nearest", {"source": documents, "count": 1})):
+        shots = {"count": 2, "choose": choose, "source": {"kind": "file", "path": str(path)}}
+        if retrieve is not None and kind == "classification":
+            retrieve = None
+        made = task(path, kind=kind, shots=shots, retrieve=retrieve, **settings)
+        result = measure_task(made, subject)
+        assert all(row["prompt"].count("W") == 2 and f"W{n}" not in row["prompt"] for n, row in enumerate(result.rows))
+        assert "6 of 6 rows are asked in the examples of `a`, too" in result.notes[0]
 
 
 # ---- user metrics --------------------------------------------------------------------------------------------------------------
@@ -213,6 +247,88 @@ def test_classification_by_a_head_is_that_of_transformers(tmp_path: Path) -> Non
             shares = model(torch.tensor([ids])).logits[0].softmax(-1)
         assert found["predicted"] == LABELS[int(shares.argmax())]
         assert found["probability"] == pytest.approx(float(shares.max()), abs=1e-5)
+
+
+# ---- multiple choice -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answers", "value", "expected"),
+    [
+        ("auto", 1, 1), ("auto", "b", 1), ("auto", 20, 1), ("auto", "20", 1), ("auto", "3", 2), ("auto", 3, None), ("auto", 0, 0),
+        ("index", 3, 3), ("text", 3, 2), ("number", 3, 2), ("number", 0, None), ("number", 4, 3), ("letter", "D", 3), ("letter", 1, None),
+        ("index", "3", 3), ("index", 40, None), ("text", 1, None), ("auto", True, None), ("auto", 7, None),
+    ],
+)  # fmt: skip
+def test_an_answer_is_read_as_the_task_says_and_one_that_means_two_choices_is_refused(
+    answers: Any, value: Any, expected: int | None
+) -> None:
+    choices = ["10", "20", "3", "40"]
+    if expected is not None:
+        assert answer_index(value, choices, "a:1", "answer", answers) == expected
+        return
+    with pytest.raises(DataError, match="and the text of another choice" if value == 3 else "is none of the choices"):
+        answer_index(value, choices, "a:1", "answer", answers)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "premise"),
+    [
+        (None, "Answer:"),
+        ("Q: {question}\nLabel:", "Label:"),
+        ("{question} The answer is", "The answer is"),
+        ("Read.\n{question}", ""),
+        ("{question}\nWell?\nIt is {question}:", ":"),
+    ],
+)
+def test_what_a_choice_has_without_its_question_is_after_the_end_of_the_prompt(
+    prompt: str | None, premise: str, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def scored(model: Any, tokenizer: Any, rows: Any, **options: Any) -> Any:
+        asked.append([row.context for row in rows])
+        return score_continuations(model, tokenizer, rows, **options)
+
+    monkeypatch.setattr(multiple_choice, "score_continuations", scored)
+    rows = [{"question": f"Is it a {word}?", "choices": ["yes", "no"], "answer": 0} for word in WORDS]
+    settings = {} if prompt is None else {"prompt": prompt}
+    task(write(tmp_path / "a.jsonl", rows), kind="multiple-choice", normalise="pmi", **settings).measure(subject)
+    assert asked[1] == [premise] * 6
+
+
+# ---- preference ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rejected": "b "}, "columns `chosen` and `rejected` hold the same answer: `b`"),
+        ({"chosen": " "}, "column `chosen` is empty"),
+        ({"rejected": ""}, "column `rejected` is empty"),
+        ({"rejected": []}, "column `rejected` is empty"),
+        ({"chosen": [{"role": "assistant", "content": ""}]}, "column `chosen` is empty"),
+        ({"chosen": [{"role": "assistant", "content": "c"}]}, "hold the same answer"),
+    ],
+)
+def test_a_pair_without_a_better_answer_is_refused_before_anything_is_measured(
+    changes: dict[str, Any], message: str, subject: Subject, tmp_path: Path
+) -> None:
+    made = task(write(tmp_path / "a.jsonl", [WHOLE, {**WHOLE, **changes}]), kind="preference")
+    with pytest.raises(DataError, match=f"a.jsonl:2: .*{message}"):
+        made.check(subject)
+
+
+# ---- language modelling --------------------------------------------------------------------------------------------------------
+
+
+def test_a_window_or_a_stride_that_cannot_be_had_is_noted(subject: Subject, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [WHOLE])
+    context = subject.model.module.config.max_position_embeddings
+    notes = task(path, kind="language-modelling", window=10**6, stride=10**5).measure(subject).notes
+    assert notes[0] == f"`window` is {context} tokens, not 1000000: the model sees no more"
+    assert notes[1].startswith(f"`stride` is {context - 1} tokens, not 100000: ")
+    assert task(path, kind="language-modelling", window=16, stride=8).measure(subject).notes == []
 
 
 # ---- retrieval -----------------------------------------------------------------------------------------------------------------

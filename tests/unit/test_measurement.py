@@ -12,7 +12,7 @@ import pytest
 
 from ftcli.data.sources.file import File
 from ftcli.errors import DataError
-from ftcli.evaluation.measurement import measure_task, posed
+from ftcli.evaluation.measurement import check_task, measure_task, posed
 from ftcli.evaluation.statistics import wilson
 from ftcli.evaluation.tasks.retrieve import Retrieve, num_tokens, shortened
 from ftcli.evaluation.tasks.retrieve_index import Bm25, Passage, cut_passages, index_passages
@@ -149,6 +149,8 @@ def test_passages_stand_where_the_prompt_says_whatever_is_in_them() -> None:
 RowSource = File(path="nowhere.jsonl")
 
 
+PLAIN_AND_KIND = (Variant(name="plain"), Variant(name="kind", prompt="{question}, please"))
+
 # ---- ways to ask ------------------------------------------------------------------------------------------------------------
 
 
@@ -178,9 +180,9 @@ def test_the_best_prompt_is_chosen_on_rows_that_are_not_measured(tmp_path: Path)
     assert found["table"][0]["p_value"] < 0.01
     assert result.figures["accuracy"].interval.value == 1.0
     assert len(result.rows) == 30
-    validation, rest = variants.split([(str(place), {}) for place in range(40)])
-    assert not {where for where, _ in validation} & {where for where, _ in rest}
-    assert len(validation) + len(rest) == 40
+    division = variants.divide([(str(place), {}) for place in range(40)], [str(place) for place in range(40)])
+    assert not {where for where, _ in division.validation} & {where for where, _ in division.measured}
+    assert len(division.validation) + len(division.measured) == 40
     assert "chosen among 2 on 10" in result.notes[0]
 
 
@@ -191,6 +193,32 @@ def test_of_equal_prompts_the_first_is_taken_and_validation_rows_may_be_others(t
     result = measure_task(Says(name="t", source=source, variants=variants), subject())
     assert result.details["variants"]["chosen"] == "one"
     assert (result.details["variants"]["validation_rows"], len(result.rows)) == (6, 5)
+
+
+def test_rows_that_ask_the_same_are_on_one_side(tmp_path: Path) -> None:
+    rows = [(str(place), {}) for place in range(40)]
+    keys = [f"question {place % 8}" for place in range(40)]
+    division = Variants(prompts=PLAIN_AND_KIND).divide(rows, keys)
+    sides = [{keys[int(where)] for where, _ in side} for side in (division.validation, division.measured)]
+    assert list(map(len, sides)) == [2, 6]
+    assert not sides[0] & sides[1]
+    assert len(division.validation) + len(division.measured) == 40
+    source = write(tmp_path / "rows.jsonl", [{"question": text} for text in ("One?", "one", " ONE ")])
+    with pytest.raises(DataError, match="3 rows of 1 different question are too few"):
+        measure_task(Says(name="t", source=source, variants=Variants(prompts=PLAIN_AND_KIND)), subject())
+
+
+def test_validation_rows_that_ask_what_is_measured_are_left_out_and_told(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", [{"question": f"number {number}"} for number in range(10)])
+    other = write(tmp_path / "validation.jsonl", [{"question": f"Number {number}?"} for number in range(6, 14)])
+    task = Says(name="t", source=source, variants=Variants(prompts=PLAIN_AND_KIND, validation=other, limit=3))
+    result = measure_task(task, subject())
+    assert (result.details["variants"]["validation_rows"], len(result.rows)) == (3, 10)
+    assert result.notes[1].startswith("4 of 8 rows of `validation` are asked in the measured rows, too (validation.jsonl:1, ")
+    same = task.model_copy(update={"variants": Variants(prompts=PLAIN_AND_KIND, validation=source)})
+    with pytest.raises(DataError, match="all 10 rows of `validation` are asked in the rows that are measured"):
+        check_task(same, subject())
+    check_task(task, subject())
 
 
 def test_one_row_is_too_few_to_choose_on(tmp_path: Path) -> None:

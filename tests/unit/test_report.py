@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fake_run import write_fake_run, write_lines
+from tests.fake_run import train_record, write_fake_run, write_lines
 
 from ftcli.cli.main import run as ftcli
 from ftcli.reporting.found_run import read_run
@@ -86,6 +86,26 @@ def test_the_loss_has_the_interval_of_its_standard_error(run: Path) -> None:
     assert "0.1804 to 0.2196" in report_page(read_run(run))
 
 
+def test_each_regularizer_has_a_row_and_a_curve(tmp_path: Path) -> None:
+    path = write_fake_run(tmp_path / "held", num_logged=3)
+    held = [{"kl.0": 0.0, "kl.2": 0.5}, {"kl.0": 0.3, "kl.2": 0.4}, {"kl.0": 0.25, "kl.2": 0.25}]
+    write_lines(path / "metrics.jsonl", [{**train_record(step), "loss": 0.5, "regularizers": held[step - 1]} for step in (1, 2, 3)])
+    settings = "[{kind: kl, on: replay, weight: 0.5}, {kind: ewc, weight: 0}, {kind: kl, decoupled: false, cache: {top_k: 4}}]"
+    for name in ("recipe.yaml", "recipe.resolved.yaml"):
+        (path / name).write_text(f"method: {{kind: full}}\nobjective: {{kind: causal-lm, regularize: {settings}}}\n")
+    section = next(s for s in run_document(read_run(path)).sections if s.title == "Held near the start")
+    table, *figures = section.blocks
+    assert isinstance(table, Table)
+    assert table.rows == [
+        ["kl.0", "on replay", "0.5", "0", "0.3", "0.25", "25.0%"],
+        ["kl.2", "cache", "default", "0.5", "0.5", "0.25", "25.0%"],
+    ]
+    assert [
+        isinstance(figure, Figure) and figure.alt.startswith(name) for figure, name in zip(figures, ("what kl.0", "what kl.2"), strict=True)
+    ]
+    assert "| kl.0 | on replay | 0.5 |" in markdown_text(run_document(read_run(path)))
+
+
 def test_answers_are_marked_where_they_are_not_the_reference(run: Path) -> None:
     page = report_page(read_run(run))
     assert "<mark>Once</mark>" in page
@@ -128,6 +148,61 @@ def test_several_runs_are_compared_row_by_row_and_by_cost(run: Path, tmp_path: P
     assert html_page(document).count("<svg") > 4
 
 
+def test_runs_without_values_of_the_same_rows_say_why_they_are_not_compared(run: Path, tmp_path: Path) -> None:
+    without, elsewhere, renamed = (write_fake_run(tmp_path / "runs" / name) for name in ("without", "elsewhere", "renamed"))
+    write_scores(elsewhere, [0.0] * 2, [1.0] * 2)
+    lines = (elsewhere / "scores.jsonl").read_text()
+    (renamed / "scores.jsonl").write_text(lines.replace("orders", "teas"))
+    (elsewhere / "scores.jsonl").write_text(lines.replace("row ", "line "))
+    text = markdown_text(several_document([read_run(path) for path in (run, without, elsewhere, renamed)]))
+    assert "without is not compared with orders row by row: without kept no values of single rows." in text
+    assert "elsewhere is not compared with orders row by row: they measured other rows." in text
+    assert "renamed is not compared with orders row by row: they measured no metric of the same source." in text
+    assert "--against OTHER" in text
+    same = tmp_path / "runs" / "same"
+    shutil.copytree(run, same)
+    assert "is not compared with" not in markdown_text(several_document([read_run(run), read_run(same)]))
+
+
+def test_the_losses_of_several_runs_have_intervals(run: Path, tmp_path: Path) -> None:
+    other = write_fake_run(tmp_path / "runs" / "cheap")
+    lines = (other / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    last["sources"]["orders"]["loss_error"] = 0.01
+    (other / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    text = markdown_text(several_document([read_run(run), read_run(other)]))
+    assert "| orders | loss | 0.2000 | 0.2000 (0.1804 to 0.2196) |" in text
+
+
+def test_reports_are_written_of_measures_that_are_no_numbers(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """NaN and infinity stand in files as null."""
+    sick = write_fake_run(tmp_path / "runs" / "sick")
+    text = (sick / "metrics.jsonl").read_text()
+    sick_text = re.sub(r'"(loss|perplexity|bits_per_byte|grad_norm|stories|exact-match|lr)": [-0-9.e]+', r'"\1": null', text)
+    assert sick_text.count("null") > 100
+    (sick / "metrics.jsonl").write_text(sick_text)
+    manifest = json.loads((sick / "manifest.json").read_text())
+    (sick / "manifest.json").write_text(json.dumps({**manifest, "seconds": None, "lr": None, "before": {"orders": {"loss": None}}}))
+    (sick / "scores.jsonl").write_text((run / "scores.jsonl").read_text().replace("1.0", "null"))
+    assert "sick" in markdown_text(run_document(read_run(sick)))
+    assert "sick" in markdown_text(several_document([read_run(sick), read_run(run), read_run(sick)]))
+    # Of one run only the retained loss is none: no figure is drawn by that loss.
+    partly = write_fake_run(tmp_path / "runs" / "partly")
+    lines = (partly / "metrics.jsonl").read_text().splitlines()
+    (partly / "metrics.jsonl").write_text("\n".join([*lines[:-1], lines[-1].replace('"loss": 1.36', '"loss": null')]) + "\n")
+    assert "loss on stories (retained)" not in markdown_text(several_document([read_run(run), read_run(partly)]))
+    one, both = str(sick), [str(sick), str(run)]
+    for command in (
+        ["runs", "ls", str(sick.parent)],
+        ["runs", "show", one],
+        ["runs", "compare", *both],
+        ["watch", one, "--once"],
+        ["diagnose", *both],
+    ):
+        assert ftcli(command) == 0, command
+        assert capsys.readouterr().out
+
+
 def test_the_command_writes_page_and_markdown(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert ftcli(["report", "orders"]) == 0
@@ -147,7 +222,8 @@ window.addEventListener('load', () => {
     && e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.tagName);
   const shut = [...document.querySelectorAll('details')]; shut.forEach(e => e.open = true);
   const letters = [...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height).filter(h => h > 0);
-  const measured = {page: document.documentElement.scrollWidth, window: document.documentElement.clientWidth, wide: wide,
+  const cut = [...document.querySelectorAll('.scroll[aria-label="The runs"]')].filter(e => e.scrollWidth > e.clientWidth + 1);
+  const measured = {cut: cut.length, page: document.documentElement.scrollWidth, window: document.documentElement.clientWidth, wide: wide,
     errors: window.errors, letter: Math.min(...letters)};
   document.body.innerHTML = '<pre id="measured">' + JSON.stringify(measured) + '</pre>';
 });
@@ -181,6 +257,7 @@ def test_nothing_overflows_in_a_browser_and_no_error_is_logged(width: int, run: 
         assert found is not None, done.stdout[:500]
         measured = json.loads(found.group(1))
         assert measured["wide"] == []
+        assert measured["cut"] == 0  # the last column of the runs is seen without scrolling
         assert measured["page"] <= measured["window"]
         assert width - 20 <= measured["window"] <= width  # a scroll bar takes some
         assert measured["errors"] == []

@@ -8,6 +8,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from ftcli.evaluation.power import detectable_share, minimum_detectable
 from ftcli.evaluation.statistics import (
     bootstrap_counts,
     bootstrap_mean,
@@ -15,7 +16,7 @@ from ftcli.evaluation.statistics import (
     compare,
     holm,
     mcnemar,
-    minimum_detectable,
+    paired_shares,
     row_differences,
     sign_flip,
     wilson,
@@ -77,6 +78,64 @@ def test_an_effect_of_the_detectable_size_shows_in_four_of_five_tries() -> None:
     effect = minimum_detectable(generator.normal(0, 1, 100_000)) * math.sqrt(100_000 / 60)
     shown = sum(sign_flip(generator.normal(effect, 1, 60), resamples=400) < 0.05 for _ in range(400)) / 400
     assert shown == pytest.approx(0.8, abs=0.06)
+
+
+@pytest.mark.parametrize("rows", [30, 60, 100, 400])
+@pytest.mark.parametrize(("only_a", "only_b"), [(0.05, 0.02), (0.1, 0.05), (0.03, 0.03), (0.02, 0.0), (0.1, 0.1)])
+def test_the_interval_of_paired_shares_covers_their_difference(rows: int, only_a: float, only_b: float) -> None:
+    draws = np.random.default_rng(23).multinomial(rows, [only_a, only_b, 1 - only_a - only_b], size=4000)
+    held = 0
+    for (a, b, _), times in zip(*np.unique(draws, axis=0, return_counts=True), strict=True):
+        interval = paired_shares(int(a), int(b), rows)
+        held += times * (interval.low <= only_a - only_b <= interval.high)
+    # Where on average few rows differ, only whole counts of them can come, and the interval errs on the safe side.
+    assert 0.93 <= held / 4000 <= (0.98 if rows * (only_a + only_b) >= 4 else 1.0)
+
+
+def test_the_interval_of_paired_shares_is_beside_0_where_the_score_test_says_so() -> None:
+    for only_a in range(12):
+        for only_b in range(12 - only_a):
+            interval, back = paired_shares(only_a, only_b, 20), paired_shares(only_b, only_a, 20)
+            assert (interval.low, interval.high) == pytest.approx((-back.high, -back.low), abs=1e-12)
+            assert interval.low < interval.high
+            is_shown = (only_a - only_b) ** 2 > 1.959963984540054**2 * (only_a + only_b)
+            assert is_shown == (not interval.low <= 0 <= interval.high)
+            assert is_shown or mcnemar(only_a, only_b) > 0.05
+
+
+def test_right_and_wrong_rows_that_do_not_differ_leave_the_difference_a_width() -> None:
+    answers = np.repeat([0.0, 1.0], 15)
+    found = compare(answers, answers)
+    assert (found.difference.value, found.p_value) == (0.0, 1.0)
+    # The least and greatest differences d of which the score test says (30 d)^2 = 1.96^2 * 30 d (1 - d) with no row that differs.
+    assert (-found.difference.low, found.difference.high) == pytest.approx((1.96**2 / (30 + 1.96**2),) * 2, abs=1e-4)
+    with pytest.raises(ValueError, match="no rows"):
+        paired_shares(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("differ", "rows"), [(0, 24), (2, 40), (6, 24), (24, 24), (4, 400), (36, 400), (100, 400), (101, 400), (300, 1000)]
+)
+def test_a_difference_of_shares_of_the_detectable_size_shows_in_four_of_five_tries(differ: int, rows: int) -> None:
+    effect = detectable_share(differ, rows)
+    assert 6 / rows < effect <= 1
+    generator, share = np.random.default_rng(29), max(effect, differ / rows)
+    different = generator.binomial(rows, share, 3000)
+    in_favour = generator.binomial(different, (1 + effect / share) / 2)
+    shown = sum(mcnemar(a, both - a) < 0.05 for a, both in zip(in_favour.tolist(), different.tolist(), strict=True)) / 3000
+    assert shown == pytest.approx(0.8, abs=0.025)
+
+
+def test_what_no_such_rows_can_show_is_not_known() -> None:
+    assert mcnemar(6, 0) < 0.05 < mcnemar(5, 0)
+    assert detectable_share(2, 5) == math.inf
+    assert minimum_detectable(np.array([0.5, -0.2, 0.1, 0.0, 0.0, 0.0, 0.0, 0.3, 0.9])) == math.inf  # 5 rows differ
+    assert minimum_detectable(np.full(30, 0.25)) == math.inf
+    same = compare(np.full(30, 0.5), np.full(30, 0.5))
+    assert (same.detectable_text(), same.to_json()["minimum_detectable"]) == ("what is detectable is not known", None)
+    right = compare(np.ones(40), np.r_[np.zeros(2), np.ones(38)])
+    assert right.minimum_detectable == detectable_share(2, 40)
+    assert right.detectable_text() == "detectable from 0.19"
 
 
 @pytest.mark.parametrize(("hits", "rows"), [(0, 7), (7, 7), (3, 11), (61, 100), (1999, 2000)])
@@ -159,6 +218,7 @@ def test_more_rows_detect_less() -> None:
     differences = np.random.default_rng(5).normal(0, 1, 400)
     assert minimum_detectable(differences) == pytest.approx(2 * minimum_detectable(np.concatenate([differences] * 4)), rel=0.01)
     assert minimum_detectable(differences[:1]) == math.inf
+    assert detectable_share(40, 400) == pytest.approx(2 * detectable_share(160, 1600), rel=0.05)
 
 
 def test_an_average_over_nothing_is_refused() -> None:

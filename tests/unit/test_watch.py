@@ -42,6 +42,12 @@ def test_a_falling_curve_falls_and_a_level_one_is_level() -> None:
     assert set(chart([(1, 3.0), (2, 3.0)], 2, 1)[0].split("|")[1]) == {"▁"}
 
 
+def test_few_points_make_a_narrow_chart() -> None:
+    lines = chart([(1, 4.0), (2, 3.0), (3, 2.5), (4, 1.0)], 150, 2)
+    assert [line.split("|")[1] for line in lines] == ["█▃▁ ", "███▁"]
+    assert max(len(line.split("|")[1]) for line in chart([(step, float(step)) for step in range(500)], 150, 2)) == 150
+
+
 def test_a_run_that_has_just_begun_or_has_a_loss_that_is_no_number_can_be_watched(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "metrics.jsonl").write_text("")
     assert main.run(["watch", str(run), "--once"]) == 0

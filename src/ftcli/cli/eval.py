@@ -170,10 +170,8 @@ def _with_clean(recipe: EvaluationRecipe, clean: bool) -> EvaluationRecipe:
 
 def _write_flips(folder: Path, compared: dict[str, list[Change]], found: dict[str, Evaluated], base: Evaluated | None) -> None:
     """For every comparison the rows that were lost and gained, with what both models did to them."""
-    import json
-
     from ftcli.evaluation.details import flip_rows
-    from ftcli.files import write_lines
+    from ftcli.files import json_text, write_lines
 
     if base is None:
         return
@@ -181,7 +179,7 @@ def _write_flips(folder: Path, compared: dict[str, list[Change]], found: dict[st
     for target, listed in compared.items():
         for change in listed:
             rows = flip_rows(change, base.results[change.task], found[target].results[change.task])
-            lines = ((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace") for row in rows)
+            lines = ((json_text(row) + "\n").encode("utf-8", "replace") for row in rows)
             write_lines(folder / f"flips-{change.task}-{places[target]}.jsonl", lines)
 
 
@@ -214,16 +212,14 @@ def _report(found: dict[str, Evaluated], compared: dict[str, list[Change]], judg
 
 
 def _write(folder: Path, report: dict[str, Any], found: dict[str, Evaluated], judged: dict[str, list[GateResult]]) -> None:
-    import json
-
     from ftcli.evaluation.gates import junit_xml
-    from ftcli.files import write_json, write_lines, write_text
+    from ftcli.files import json_text, write_json, write_lines, write_text
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", report)
     for place, (target, one) in enumerate(found.items()):
         for task, result in one.results.items():
-            lines = ((json.dumps({"target": target, **row}, ensure_ascii=False) + "\n").encode("utf-8", "replace") for row in result.rows)
+            lines = ((json_text({"target": target, **row}) + "\n").encode("utf-8", "replace") for row in result.rows)
             write_lines(folder / f"samples-{task}-{place}.jsonl", lines)
     if any(judged.values()):
         write_text(folder / "gates.xml", junit_xml([result for results in judged.values() for result in results], "ftcli eval"))
@@ -267,5 +263,4 @@ def _change_line(change: Change) -> str:
     word = "no difference shown" if change.adjusted_p >= 0.05 else ("better" if change.is_better else "worse")
     interval = f"{found.difference.value:+.4g} ({found.difference.low:+.4g} to {found.difference.high:+.4g})"
     flips = f"{len(change.gained)} rows better, {len(change.lost)} worse"
-    least = f"detectable from {found.minimum_detectable:.2g}"
-    return f"{change.task}.{change.figure}: {interval}, p {change.adjusted_p:.2g}, {word}; {flips}; {least}"
+    return f"{change.task}.{change.figure}: {interval}, p {change.adjusted_p:.2g}, {word}; {flips}; {found.detectable_text()}"

@@ -2,7 +2,8 @@
 
 A row is a tree: its context once, and a branch for every choice. What all rows have in common - the few-shot prefix - is computed
 once for the whole set, and its keys and values stand before every tree. Tokens are those of the context and the choice encoded
-together, split where the context alone ends, with spaces at the context's end moved to the choice: so are lm-evaluation-harness's.
+together, split where the context alone ends, with spaces at the context's end moved to the choice, and BOS before the context where the
+tokenizer puts one before a text: so are lm-evaluation-harness's.
 """
 
 from __future__ import annotations
@@ -77,7 +78,6 @@ def score_continuations(
     tokenizer: Tokenizer,
     rows: Sequence[Continuations],
     *,
-    add_bos: bool = False,
     with_greedy: bool = False,
     batch_tokens: int = 8192,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -86,7 +86,6 @@ def score_continuations(
 
     Args:
         model: in the layout that fits it; it is left in evaluation mode.
-        add_bos: put the beginning-of-text token before every context.
         with_greedy: also say whether greedy decoding would give the choice.
         batch_tokens: tokens of one forward pass.
 
@@ -99,7 +98,7 @@ def score_continuations(
     from ftcli.models.generate import context_length
 
     limit = context_length(model.module)
-    encoded = [_encode(tokenizer, row, add_bos, limit) for row in rows]
+    encoded = [_encode(tokenizer, row, limit) for row in rows]
     model.eval()
     with torch.inference_mode():
         shared = 0 if soft_prompt_members(model.module) else _shared_beginning(encoded)
@@ -129,7 +128,7 @@ def check_continuations(model: TreeModel, tokenizer: Tokenizer, rows: Sequence[C
 
     limit = context_length(model.module)
     for row in rows:
-        _encode(tokenizer, row, False, limit)
+        _encode(tokenizer, row, limit)
 
 
 def split_context(context: str, choice: str) -> tuple[str, str]:
@@ -143,15 +142,16 @@ def split_context(context: str, choice: str) -> tuple[str, str]:
     return (bare, context[len(bare) :] + choice) if bare else (context, choice)
 
 
-def _encode(tokenizer: Tokenizer, row: Continuations, add_bos: bool, limit: int | None) -> _Encoded:
-    """Tokens of the context and of each choice; of a context that is too long the end."""
+def _encode(tokenizer: Tokenizer, row: Continuations, limit: int | None) -> _Encoded:
+    """Tokens of the context and of each choice; of a context that is too long the end. The context begins as the tokenizer begins a
+    text, unless it does already; one without tokens begins with BOS or EOS in any case, so that there is something to predict from."""
     from ftcli.errors import Problem, RequestError
 
     bare = split_context(row.context, "")[0]
     context = tokenizer.encode(bare)[0] if bare.strip() else []
     choices = [tokenizer.encode("".join(split_context(row.context, choice)))[0][len(context) :] for choice in row.choices]
     first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-    if first is not None and (add_bos or not context):
+    if first is not None and context[:1] != [first] and (tokenizer.adds_bos or not context):
         context = [first, *context]
     longest = max(map(len, choices), default=0)
     if any(not choice for choice in choices):

@@ -83,7 +83,9 @@ def divergence_lines(target: str, figures: Mapping[str, Figure]) -> list[str]:
 
 
 def stages_of(found: Mapping[str, Evaluated], stages: Sequence[str], base: Evaluated | None, tasks: Sequence[Task]) -> dict[str, Any]:
-    """The matrix of stages and tasks, with what was kept, ready for JSON. Figures of which less is better are negated.
+    """The matrix of stages and tasks, with what was kept, ready for JSON. Figures of which less is better are negated: see `turned`.
+
+    What is a mean over tasks is one over tasks of the same figure, under `measures`; that of all tasks is None where figures are several.
 
     Args:
         stages: the targets in the order in which they were trained.
@@ -98,8 +100,24 @@ def stages_of(found: Mapping[str, Evaluated], stages: Sequence[str], base: Evalu
     rows = [base, *(found[stage] for stage in stages)]
     matrix = [[None if one is None else _goodness(task, one) for task in tasks] for one in rows]
     learnt_at = [task.stage or 0 for task in tasks]
-    measures = retention(matrix, learnt_at)
-    return {"tasks": [task.name for task in tasks], "learnt_at": learnt_at, "matrix": matrix, **_measures(measures)}
+    figures = [main_figure(task, found[stages[-1]].results[task.name]) for task in tasks]
+    turned = [not found[stages[-1]].results[task.name].figures[name].higher_is_better for task, name in zip(tasks, figures, strict=True)]
+    over_all = retention(matrix, learnt_at)
+    measures = {}
+    for figure in dict.fromkeys(figures):
+        places = [place for place, name in enumerate(figures) if name == figure]
+        of_figure = retention([[row[place] for place in places] for row in matrix], [learnt_at[place] for place in places])
+        measures[figure] = {"tasks": [tasks[place].name for place in places], "turned": turned[places[0]], **_measures(of_figure)}
+    return {
+        "tasks": [task.name for task in tasks],
+        "figures": figures,
+        "turned": turned,
+        "learnt_at": learnt_at,
+        "matrix": matrix,
+        **(_measures(over_all) if len(measures) == 1 else dict.fromkeys(_STAGE_MEASURES)),
+        "measures": measures,
+        "by_task": [{"backward_transfer": task.backward_transfer, "forgetting": task.forgetting} for task in over_all.tasks],
+    }
 
 
 def _goodness(task: Task, one: Evaluated) -> float:
@@ -108,26 +126,33 @@ def _goodness(task: Task, one: Evaluated) -> float:
     return figure.interval.value * (1 if figure.higher_is_better else -1)
 
 
+_STAGE_MEASURES = ("average", "backward_transfer", "forgetting", "forward_transfer")
+
+
 def _measures(found: Retention) -> dict[str, Any]:
-    names = ("average", "backward_transfer", "forgetting", "forward_transfer")
-    by_task = [{"backward_transfer": task.backward_transfer, "forgetting": task.forgetting} for task in found.tasks]
-    return {**{name: getattr(found, name) for name in names}, "by_task": by_task}
+    return {name: getattr(found, name) for name in _STAGE_MEASURES}
 
 
 def stage_lines(report: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
-    """The matrix and its measures as text."""
+    """The matrix, with every figure as it is, and the measures of each figure, as text."""
     names = ["base", *stages]
     width = max(map(len, names))
     columns = [
-        f"{task} ({'base' if stage == 0 else f'stage {stage}'})" for task, stage in zip(report["tasks"], report["learnt_at"], strict=True)
+        f"{task} ({'base' if stage == 0 else f'stage {stage}'}; {figure.replace('_', ' ')}{', less is better' if turned else ''})"
+        for task, stage, figure, turned in zip(*(report[key] for key in ("tasks", "learnt_at", "figures", "turned")), strict=True)
     ]
+    signs = [-1 if turned else 1 for turned in report["turned"]]
     lines = [f"{'':<{width}}  {'  '.join(columns)}"]
     for name, row in zip(names, report["matrix"], strict=True):
-        cells = [f"{'-' if value is None else f'{value:.4g}':<{len(column)}}" for value, column in zip(row, columns, strict=True)]
+        texts = ["-" if value is None else f"{sign * value:.4g}" for value, sign in zip(row, signs, strict=True)]
+        cells = [f"{text:<{len(column)}}" for text, column in zip(texts, columns, strict=True)]
         lines.append(f"{name:<{width}}  {'  '.join(cells)}".rstrip())
-    for name in ("average", "backward_transfer", "forgetting", "forward_transfer"):
-        if report[name] is not None:
-            lines.append(f"{name.replace('_', ' ')}: {report[name]:+.4g}")
+    for figure, found in report["measures"].items():
+        count = len(found["tasks"])
+        average = [] if found["average"] is None else [f"average: {(-1 if found['turned'] else 1) * found['average']:.4g}"]
+        moved = [f"{name.replace('_', ' ')}: {found[name]:+.4g}" for name in _STAGE_MEASURES[1:] if found[name] is not None]
+        sign = ", sign of transfers turned: above 0 is a gain" if found["turned"] and moved else ""
+        lines.append(f"{figure.replace('_', ' ')} ({count} task{'s' if count > 1 else ''}{sign}): {'; '.join([*average, *moved])}")
     return lines
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.evaluation.fingerprint import fingerprint
 from ftcli.evaluation.gates import Measured
-from ftcli.evaluation.measurement import main_figure, measure_task
+from ftcli.evaluation.measurement import check_task, main_figure, measure_task
 from ftcli.evaluation.rows import Rows
 from ftcli.evaluation.statistics import Comparison, Interval, holm
 from ftcli.evaluation.tasks.task import Figure, Subject, TaskResult
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ftcli.data.sources import Source
     from ftcli.evaluation.tasks import Task
     from ftcli.evaluation.user_metrics import UserMetric
     from ftcli.exporting.open_target import Loaded
+    from ftcli.recipe.recipe import Recipe
 
     Values = NDArray[np.float64]
 
-FORMAT = 4
+FORMAT = 5
 """Of kept results; a change of what a task computes raises it."""
 BATCH_TOKENS = 8192
 
@@ -117,7 +119,7 @@ def evaluate(
     if cache is not None and cache.is_dir():
         recover(cache)
     weights = fingerprint(target) if cache is not None else None
-    trained_on = training_sources(target) if any(task.leakage is not None and not task.leakage.train for task in tasks) else []
+    trained_on = training_rows(target) if any(task.leakage is not None and not task.leakage.train for task in tasks) else []
     found = Evaluated(target, target, "", {}, {}, [])
     missing: list[tuple[Task, Path | None]] = []
     for task in tasks:
@@ -138,7 +140,7 @@ def evaluate(
     found.description, found.precision = loaded.description, precision_of(loaded)
     subject = replace(subject, allow_code=allow_code, user_metrics=user_metrics)
     for task, _ in missing:
-        task.check(subject)
+        check_task(task, subject)
     for task, kept in missing:
         began = time.monotonic()
         told = replace(subject, progress=_telling(progress, f"{task.name}: {Path(target).name}"))
@@ -182,17 +184,55 @@ def precision_of(loaded: Loaded) -> str:
     return dtype if quantisation is None else f"{dtype}, quantised ({getattr(quantisation, 'quant_method', 'unknown')})"
 
 
-def training_sources(target: str) -> list[Source]:
-    """The training data of the run that `target` is, or is in; empty for other models."""
-    from ftcli.recipe.load import load_recipe
-    from ftcli.reporting.found_run import RESOLVED_RECIPE, is_run
+@dataclass(frozen=True)
+class TrainedOn:
+    """The rows that a run has trained on; they are put together when they are asked for."""
+
+    run: Path
+    steps: int
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        from ftcli.recipe.load import load_recipe
+        from ftcli.reporting.found_run import RESOLVED_RECIPE
+
+        return load_recipe(self.run / RESOLVED_RECIPE).recipe
+
+    @cached_property
+    def _listed(self) -> list[tuple[str, dict[str, Any]]]:
+        from ftcli.training.seen import rows_seen
+
+        return list(rows_seen(self._recipe, self.steps))
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(where, row)
+
+        Raises:
+            RequestError: the data cannot be read any more.
+        """
+        return iter(self._listed)
+
+    def fingerprint(self) -> str:
+        """Hash of the data's bytes and of what decides which of its rows are drawn."""
+        recipe = self._recipe
+        drawn = [recipe.data.model_dump_json(), recipe.train.model_dump_json(), str(self.steps)]
+        about = "\n".join([*drawn, *(entry.source.fingerprint() for entry in recipe.data.train)])
+        return hashlib.sha256(about.encode()).hexdigest()
+
+
+def training_rows(target: str) -> list[TrainedOn]:
+    """What the run that `target` is, or is in, has trained on; of a checkpoint, up to it; empty for other models."""
+    from ftcli.reporting.found_run import is_run, read_run
 
     place = Path(target).expanduser()
     run = next((folder for folder in (place, *list(place.resolve().parents)[:2]) if folder.is_dir() and is_run(folder)), None)
-    return [] if run is None else [entry.source for entry in load_recipe(run / RESOLVED_RECIPE).recipe.data.train]
+    if run is None:
+        return []
+    step = re.fullmatch(r"step-(\d+)", place.name)
+    return [TrainedOn(run, int(step[1]) if step else read_run(run).step)]
 
 
-def _key(weights: str, task: Task, trained_on: Sequence[Source], user_metrics: Sequence[UserMetric]) -> str:
+def _key(weights: str, task: Task, trained_on: Sequence[TrainedOn], user_metrics: Sequence[UserMetric]) -> str:
     """The name of a kept result: weights, settings, the bytes of all rows, and of the user's metrics where they are computed."""
     settings = json.dumps(task.model_dump(mode="json"), sort_keys=True)
     learnt = trained_on if task.leakage is not None and not task.leakage.train else []
@@ -207,11 +247,16 @@ def _keep(path: Path, result: TaskResult, about: dict[str, str]) -> None:
         name: {**figure.to_json(), "values": _listed(figure.values), "weights": _listed(figure.weights)}
         for name, figure in result.figures.items()
     }
-    document = {"about": about, "figures": figures, "notes": result.notes, "tokens": result.tokens}
+    document = {"about": about, "figures": figures, "notes": result.notes, "tokens": result.tokens, "details": result.details}
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = result.rows if isinstance(result.rows, Rows) else Rows(result.rows)
     write_lines(path.with_suffix(".jsonl"), rows.lines())  # first: a result without its rows is none
-    write_text(path, json.dumps({**document, "details": result.details}))
+    write_text(path, json.dumps({**document, "rows": _file_digest(path.with_suffix(".jsonl"))}))
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listed(values: NDArray[np.float64] | None) -> list[float] | None:
@@ -225,21 +270,25 @@ def _array(values: list[float] | None) -> NDArray[np.float64] | None:
 
 
 def _read_kept(path: Path) -> tuple[TaskResult, dict[str, str]] | None:
-    """A kept result; None if there is none, or a killed process left half of one."""
-    if not path.is_file() or not path.with_suffix(".jsonl").is_file():
+    """A kept result; None if there is none, or what is there is damaged: it is measured again."""
+    listed = path.with_suffix(".jsonl")
+    if not path.is_file() or not listed.is_file():
         return None
-    document = json.loads(path.read_text(encoding="utf-8"))
-    figures = {
-        name: Figure(
-            Interval(one["value"], one["low"], one["high"]),
-            _array(one["values"]),
-            one["higher_is_better"],
-            _array(one["weights"]),
-        )
-        for name, one in document["figures"].items()
-    }
-    rows = Rows.of_file(path.with_suffix(".jsonl"))
-    return TaskResult(figures, rows, document["notes"], document["tokens"], document["details"]), document["about"]
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["rows"] != _file_digest(listed):
+            return None
+        figures = {name: _figure_of(one) for name, one in document["figures"].items()}
+        about = {name: str(document["about"][name]) for name in document["about"]}
+        result = TaskResult(figures, Rows.of_file(listed), document["notes"], document["tokens"], document["details"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return result, about
+
+
+def _figure_of(kept: dict[str, Any]) -> Figure:
+    interval = Interval(kept["value"], kept["low"], kept["high"])
+    return Figure(interval, _array(kept["values"]), kept["higher_is_better"], _array(kept["weights"]))
 
 
 def changes(tuned: Evaluated, base: Evaluated, tasks: Sequence[Task]) -> list[Change]:

@@ -44,7 +44,6 @@ class FtcliLM(LM):  # type: ignore[misc]  # the harness has no types
             subject.model,
             subject.tokenizer,
             rows,
-            add_bos=subject.tokenizer.adds_bos,
             with_greedy=True,
             batch_tokens=subject.batch_tokens,
             progress=subject.progress,

@@ -6,19 +6,20 @@ task has them without knowing of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ftcli.errors import DataError, Problem
 from ftcli.evaluation.tasks.columns import column
+from ftcli.evaluation.tasks.questions import question_key
 from ftcli.evaluation.tasks.task import Figure, Subject, TaskResult
-from ftcli.evaluation.tasks.variants import RowList, Rows, Variant, asked, question_column, question_of_row, rephrased
+from ftcli.evaluation.tasks.variants import Division, RowList, Rows, Variant, Variants, asked, question_column, question_of_row, rephrased
 
 if TYPE_CHECKING:
-    from ftcli.data.sources import Source
     from ftcli.evaluation.tasks import Task
     from ftcli.evaluation.tasks.retrieve_index import Passages
+    from ftcli.evaluation.tasks.shots import Shots
 
 MAX_GROUPS = 200
 # Kept free for an answer that is no generated text: a choice, a markup's end.
@@ -27,11 +28,31 @@ ANSWER_TOKENS = 64
 MARKUP_TOKENS = 8
 
 
-def measure_task(task: Task, subject: Subject, *, trained_on: Sequence[Source] = (), cache: Path | None = None) -> TaskResult:
+class HasRows(Protocol):
+    """A source, or whatever else gives rows."""
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]: ...
+
+
+def check_task(task: Task, subject: Subject) -> None:
+    """Read every row as `measure_task` will, and compute nothing.
+
+    Raises:
+        DataError: a row cannot be read, or there is none to choose a prompt on.
+    """
+    task.check(subject)
+    shots: Shots | None = getattr(task, "shots", None)
+    if shots is not None and shots.source is not None:
+        task.prompts(list(shots.source.rows()), subject.tokenizer)
+    if task.variants is not None:
+        _divided(task, task.variants, subject)
+
+
+def measure_task(task: Task, subject: Subject, *, trained_on: Sequence[HasRows] = (), cache: Path | None = None) -> TaskResult:
     """Every figure of a task, and its details.
 
     Args:
-        trained_on: the model's own training data, for `leakage` without `train`.
+        trained_on: rows of the model's own training data, for `leakage` without `train`.
         cache: folder of kept passage indices.
 
     Raises:
@@ -69,9 +90,10 @@ def posed(task: Task, variant: Variant | None, rows: Rows, subject: Subject, pas
             listed = _rephrased(task, variant, list(shots.source.rows()))
             shots = shots.model_copy(update={"source": RowList(listed, shots.source.label())})
             changes["shots"] = shots
+    bare = rows
     if passages is not None:
         rows = with_passages(task.model_copy(update=changes), task, rows, subject, passages)
-    return task.model_copy(update={**changes, "source": RowList(rows, task.source.label())})
+    return task.model_copy(update={**changes, "source": RowList(rows, task.source.label(), bare if passages is not None else ())})
 
 
 def _rephrased(task: Task, variant: Variant, rows: Rows) -> Rows:
@@ -81,7 +103,8 @@ def _rephrased(task: Task, variant: Variant, rows: Rows) -> Rows:
 def _named(task: Task) -> list[str]:
     """Columns that the task's settings say are the question."""
     settings = getattr(task, "format", None)
-    names = [getattr(task, "question", None), *(getattr(settings, name, None) for name in ("messages", "prompt", "instruction"))]
+    own = (getattr(task, name, None) for name in ("question", "text", "query"))
+    names = [*own, *(getattr(settings, name, None) for name in ("messages", "prompt", "instruction"))]
     return [name for name in names if isinstance(name, str)]
 
 
@@ -136,7 +159,8 @@ def _beside(task: Task, subject: Subject) -> tuple[int, int]:
 def _measure_best(task: Task, subject: Subject, passages: Passages | None) -> TaskResult:
     """The best way to ask on validation rows, measured on the others."""
     assert task.variants is not None
-    validation, rest = task.variants.split(list(task.read_rows()))
+    division = _divided(task, task.variants, subject)
+    validation, rest = division.validation, division.measured
     tried: list[tuple[Variant, Figure, str]] = []
     for variant in task.variants.prompts:
         result = posed(task, variant, validation, subject, passages).measure(subject)
@@ -156,7 +180,18 @@ def _measure_best(task: Task, subject: Subject, passages: Passages | None) -> Ta
         f"prompt `{best.name}` was chosen among {len(tried)} on {len(validation)} {where} ({name} {figure.interval.value:.4g} there); "
         f"the figures are of {len(rest)} other rows"
     )
+    if (left := division.left_out) is not None:
+        result.notes.append(left)
     return result
+
+
+def _divided(task: Task, variants: Variants, subject: Subject) -> Division:
+    """The rows of a task as its ways to ask divide them, by what is asked and not by where it stands."""
+    rows = list(task.read_rows())
+    others = None if variants.validation is None else list(variants.validation.rows())
+    keys = [question_key(prompt) for prompt in task.prompts(rows, subject.tokenizer)]
+    other_keys = [] if others is None else [question_key(prompt) for prompt in task.prompts(others, subject.tokenizer)]
+    return variants.divide(rows, keys, others, other_keys)
 
 
 def _chance(best: Figure, other: Figure) -> float | None:
@@ -194,7 +229,7 @@ def _groups(task: Task, name: str, result: TaskResult) -> dict[str, Any]:
     }
 
 
-def _clean(task: Task, train: Sequence[Source], result: TaskResult) -> dict[str, Any]:
+def _clean(task: Task, train: Sequence[HasRows], result: TaskResult) -> dict[str, Any]:
     """Figures of the rows that do not stand in training data, and which do."""
     import numpy as np
 

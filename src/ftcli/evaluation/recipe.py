@@ -14,6 +14,13 @@ from ftcli.recipe.yaml import KeyPath
 from ftcli.spec import Spec
 
 TITLE = "ftcli evaluation recipe"
+_ASKS_NONE = "changes a question, and kind `language-modelling` asks none"
+_ROWS_OF_HARNESS = "reads the rows, and those of kind `lm-eval` are the harness's"
+_NOT_FOR = {
+    "language-modelling": dict.fromkeys(("variants", "retrieve"), _ASKS_NONE),
+    "lm-eval": dict.fromkeys(("variants", "retrieve", "group_by", "leakage"), _ROWS_OF_HARNESS),
+}
+"""By kind of task the keys that it cannot have, and why."""
 
 
 class EvaluationRecipe(Spec):
@@ -48,10 +55,9 @@ def _relations(data: dict[str, Any]) -> list[Finding]:
         name = task.get("name") if isinstance(task, dict) else None
         if isinstance(name, str) and seen.setdefault(name, index) != index:
             findings.append((("tasks", index, "name"), f"`{name}` is the name of tasks.{seen[name]}, too", "give each its own name"))
-        for key in ("variants", "retrieve"):
-            if isinstance(task, dict) and task.get("kind") == "language-modelling" and task.get(key) is not None:
-                what = f"`{key}` changes a question, and kind `language-modelling` asks none"
-                findings.append((("tasks", index, key), what, "leave it out"))
+        for key, what in _NOT_FOR.get(str(task.get("kind")), {}).items() if isinstance(task, dict) else ():
+            if task.get(key) is not None:
+                findings.append((("tasks", index, key), f"`{key}` {what}", "leave it out"))
     for index, gate in enumerate(gates if isinstance(gates, list) else ()):
         path: KeyPath = ("gates", index)
         try:

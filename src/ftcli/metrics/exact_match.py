@@ -13,7 +13,7 @@ class ExactMatch(RowMetric):
 
     kind: Literal["exact-match"] = "exact-match"
     strip: bool = True
-    """Whitespace around both does not count."""
+    """Whitespace around both does not count, nor what `normalise` leaves there."""
     ignore_case: bool = False
     """Upper and lower case count as the same."""
     normalise: tuple[Normaliser, ...] = ()
@@ -24,5 +24,6 @@ class ExactMatch(RowMetric):
         return float(self._normal(answer) == self._normal(reference))
 
     def _normal(self, text: str) -> str:
-        text = normalised(text.strip() if self.strip else text, self.normalise)
+        text = normalised(text, self.normalise)
+        text = text.strip() if self.strip else text
         return text.casefold() if self.ignore_case else text

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ftcli.metrics.metric import RowMetric
 
+_MINUS = "\N{MINUS SIGN}"
 _NUMBER = re.compile(
     r"(?:(?<![\w)])[-+])?"  # a sign, unless it stands after a word or a number: 10-5 are 10 and 5
     r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))"  # whole part, with commas for thousands; .5 has none
@@ -20,7 +21,8 @@ _NUMBER = re.compile(
 class NumberMatch(RowMetric):
     """1 if the last number of the answer is the last number of the reference, else 0.
 
-    Thousands may be written with commas: 1,200 is 1200. What stands before the marker, if one is set, does not count.
+    Thousands may be written with commas: 1,200 is 1200. A hyphen and the minus sign of typesetting (U+2212) are minus, other dashes
+    are not. What stands before the marker, if one is set, does not count.
     """
 
     kind: Literal["number-match"] = "number-match"
@@ -37,6 +39,7 @@ class NumberMatch(RowMetric):
         return float(abs(found - expected) <= Decimal(str(self.tolerance)))
 
     def _number(self, text: str) -> Decimal | None:
+        text = text.replace(_MINUS, "-")
         if self.marker is not None and self.marker in text:
             numbers = _NUMBER.findall(text.rpartition(self.marker)[2])[:1]
         else:

@@ -146,7 +146,8 @@ svg { width: 100%; height: auto; display: block; }
 li { margin: .2rem 0; overflow-wrap: anywhere; }
 @media (max-width: 30rem) { table { font-size: .8rem; } th, td { padding-right: .45rem; min-width: 0; }
   thead th, caption { font-size: .76rem; } th:last-child, td:last-child { padding-right: 0; }
-  thead th.number { white-space: normal; } .narrow td.number { white-space: normal; } .narrow tbody th { overflow-wrap: anywhere; min-width: 4.5rem; } }
+  thead th.number { white-space: normal; }
+  .narrow td.number { white-space: normal; } .narrow tbody th { overflow-wrap: anywhere; min-width: 4.5rem; } }
 @media (min-width: 46rem) {
   .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; }
   .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .5rem 1.5rem; }

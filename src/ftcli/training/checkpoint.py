@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import RunError
-from ftcli.files import PARTIAL, new_folder, sha256_of, write_json
+from ftcli.files import PARTIAL, new_folder, sha256_of, write_exact_json, write_json
 from ftcli.methods.parameter_groups import trained_parameters
 from ftcli.optim.state import optimizer_state, restore_optimizer_state
 from ftcli.training.loop import Progress
@@ -67,7 +67,7 @@ class Checkpoints:
             files = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
             scaler = learner.accelerator.scaler
             state = {"format": FORMAT, "progress": asdict(progress), "optimizer_scalars": scalars, "files": files}
-            write_json(partial / "progress.json", {**state, "scaler": None if scaler is None else scaler.state_dict()})
+            write_exact_json(partial / "progress.json", {**state, "scaler": None if scaler is None else scaler.state_dict()})
         if progress.best_step is not None:
             write_json(
                 self.folder / "best.json",

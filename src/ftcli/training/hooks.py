@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.evaluation.loss import StoppedError
-from ftcli.files import said_when_disk_is_full
+from ftcli.files import json_text, said_when_disk_is_full
 from ftcli.training.manifest import memory_in_use
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class Metrics:
         """Append one record."""
         if self.accelerator.is_main_process:
             with said_when_disk_is_full(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(json_text(record) + "\n")
         if self.accelerator.trackers:
             self.accelerator.log(_flat(record), step=record["step"])
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import InterruptedRun
 from ftcli.evaluation.approaches.recipe import Approach, Comparison, FewShot, FineTuning, Prompting, Retrieval
+from ftcli.evaluation.approaches.shared import Shared, find_shared
 from ftcli.evaluation.approaches.train import train_approach
 from ftcli.evaluation.evaluate import Evaluated, evaluate, open_subject
 from ftcli.evaluation.fingerprint import fingerprint
@@ -67,8 +68,11 @@ class Solved:
         return isinstance(self.approach, FineTuning)
 
 
-def conduct(comparison: Comparison, text: str, reporter: Reporter, device: str = "auto") -> tuple[list[Solved], dict[str, TaskResult]]:
-    """Every approach of the comparison, measured, in their order; and what the base does on the retained tasks.
+def conduct(
+    comparison: Comparison, text: str, reporter: Reporter, device: str = "auto"
+) -> tuple[list[Solved], dict[str, TaskResult], Shared]:
+    """Every approach of the comparison, measured, in their order; what the base does on the retained tasks; and which rows of the task
+    the approaches were given.
 
     Args:
         text: the comparison as it was written; a copy is kept in its folder.
@@ -81,9 +85,12 @@ def conduct(comparison: Comparison, text: str, reporter: Reporter, device: str =
     folder = comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "comparison.yaml", text)
+    shared = find_shared(comparison, folder)
+    for sentence in shared.sentences():
+        reporter.note(f"warning: {sentence}")
     pool = _pool(comparison, folder)
     targets, trained = _targets(comparison, folder, reporter, device)
-    tasks = {approach.name: task_of(comparison, approach, pool) for approach in comparison.approaches}
+    tasks = {approach.name: task_of(comparison, approach, pool, shared) for approach in comparison.approaches}
     solved: dict[str, Solved] = {}
     for target in dict.fromkeys(targets.values()):
         mine = [approach for approach in comparison.approaches if targets[approach.name] == target]
@@ -92,14 +99,15 @@ def conduct(comparison: Comparison, text: str, reporter: Reporter, device: str =
             solved[approach.name] = _solved(comparison, approach, tasks[approach.name], measured, trained.get(approach.name))
         _time(comparison, [(solved[one.name], tasks[one.name]) for one in mine], folder, reporter, device)
     kept = evaluate(comparison.base, comparison.retained, cache=folder / "kept", device=device, progress=reporter.update)
-    return [solved[approach.name] for approach in comparison.approaches], kept.results
+    return [solved[approach.name] for approach in comparison.approaches], kept.results, shared
 
 
-def task_of(comparison: Comparison, approach: Approach, pool: File) -> Task:
+def task_of(comparison: Comparison, approach: Approach, pool: File, shared: Shared) -> Task:
     """The task as an approach asks it.
 
     Args:
         pool: the training rows, as a file.
+        shared: documents that are left out.
     """
     changes: dict[str, Any] = {"name": approach.name}
     if isinstance(approach, Prompting) and approach.variants is not None:
@@ -116,7 +124,7 @@ def task_of(comparison: Comparison, approach: Approach, pool: File) -> Task:
         }
         changes["shots"] = Shots(source=pool, **settings)
     if isinstance(approach, Retrieval | FineTuning):
-        changes["retrieve"] = approach.retrieve
+        changes["retrieve"] = shared.kept.get(approach.name, approach.retrieve)
     return comparison.task.model_copy(update=changes)
 
 
@@ -190,15 +198,23 @@ def _time(comparison: Comparison, solved: Sequence[tuple[Solved, Task]], folder:
         weights = fingerprint(one.target) or one.target
         about = [weights, task.model_dump_json(), task.source.fingerprint(), *task.fingerprints(), comparison.timed_requests, device]
         kept = folder / "timings" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
-        if kept.is_file():
-            found = json.loads(kept.read_text(encoding="utf-8"))
-        else:
+        found = _kept_timing(kept)
+        if found is None:
             subject = subject or open_subject(one.target, device)[1]
             found = _timed(task, one.result, subject, comparison.timed_requests, folder, reporter.update)
             kept.parent.mkdir(exist_ok=True)
             write_json(kept, found)
         one.timing, one.prompt_tokens, one.answer_tokens = found, found["prompt_tokens"], found["answer_tokens"]
         one.extra_bytes += found["index_bytes"]
+
+
+def _kept_timing(path: Path) -> dict[str, Any] | None:
+    """What was timed before; None if nothing was, or it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"prompt_tokens", "answer_tokens", "index_bytes"} <= found.keys() else None
 
 
 def _timed(

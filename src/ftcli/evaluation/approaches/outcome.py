@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ftcli.evaluation.approaches.conduct import Solved
+    from ftcli.evaluation.approaches.shared import Shared
     from ftcli.evaluation.tasks.task import Figure, TaskResult
 
 MAX_SAMPLES = 4
@@ -20,11 +21,12 @@ MAX_CHARACTERS = 600
 MAX_FLIPS = 20
 
 
-def outcome_of(comparison: Comparison, solved: Sequence[Solved], base: dict[str, TaskResult]) -> dict[str, Any]:
+def outcome_of(comparison: Comparison, solved: Sequence[Solved], base: dict[str, TaskResult], shared: Shared) -> dict[str, Any]:
     """Everything that is reported, ready for JSON.
 
     Args:
         base: what the base does on the retained tasks.
+        shared: rows of the task that the approaches were given.
     """
     retained = _retained(comparison, solved, base)
     judged = [_judged(one) for one in solved]
@@ -40,8 +42,9 @@ def outcome_of(comparison: Comparison, solved: Sequence[Solved], base: dict[str,
         "higher_is_better": solved[0].result.figures[figure].higher_is_better,
         "rows": num_rows,
         "precision": solved[0].precision,
-        "verdict": {"finding": verdict.finding, "sentences": [*verdict.sentences, *_of_retained(retained)]},
-        "approaches": [_approach(one, _against(one.approach.name, verdict, first)) for one in solved],
+        "verdict": {"finding": verdict.finding, "sentences": [*_of_shared(solved, shared), *verdict.sentences, *_of_retained(retained)]},
+        "shared": shared.to_json(),
+        "approaches": [_approach(one, _against(one.approach.name, verdict, first), shared) for one in solved],
         "pairs": [{"first": pair.first, "second": pair.second, **_pair(pair)} for pair in verdict.pairs],
         "retained": retained,
         "samples": _samples(solved),
@@ -70,7 +73,22 @@ def _pair(pair: Pair) -> dict[str, Any]:
     return {**pair.found.to_json(), "adjusted_p": pair.adjusted_p}
 
 
-def _approach(one: Solved, against: Pair | None) -> dict[str, Any]:
+def _without_shared(one: Solved, shared: Shared) -> Figure | None:
+    """The figure of the rows that no training row asks; None where all are, or it is no mean over rows."""
+    import numpy as np
+
+    return one.result.figures[one.figure].of_rows(np.array([str(row["where"]) not in shared.rows for row in one.result.rows], dtype=bool))
+
+
+def _of_shared(solved: Sequence[Solved], shared: Shared) -> list[str]:
+    """What was shared, and what each approach reaches on the other rows."""
+    found = [(one.approach.name, _without_shared(one, shared)) for one in solved] if shared.rows else []
+    shown = [f"{name} {figure.interval.value:.3g}" for name, figure in found if figure is not None]
+    return [*shared.sentences(), *([f"On the other rows, {solved[0].figure}: {', '.join(shown)}."] if shown else [])]
+
+
+def _approach(one: Solved, against: Pair | None, shared: Shared) -> dict[str, Any]:
+    other_rows = _without_shared(one, shared) if shared.rows else None
     return {
         "name": one.approach.name,
         "kind": one.approach.kind,
@@ -78,6 +96,7 @@ def _approach(one: Solved, against: Pair | None) -> dict[str, Any]:
         "target": one.target,
         "figures": {name: figure.to_json() for name, figure in one.result.figures.items()},
         "rows": len(one.result.rows),
+        "without_shared_rows": None if other_rows is None else other_rows.to_json(),
         "against_first": None if against is None else _pair(against),
         "prompt_tokens": one.prompt_tokens,
         "answer_tokens": one.answer_tokens,

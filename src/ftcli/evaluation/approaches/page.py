@@ -115,7 +115,7 @@ _READING = (
     "Form is how to answer, and training rows teach it; facts are what to answer with, and stand in documents.",
     "Intervals are of 95 %; comparisons are of the same rows, p is Holm's over all of them.",
     "Tokens are those of a request: prompt and answer, on average. Its time is the median of single requests, one by one, on this machine.",
-    "What is not shown on so many rows may still be there; the least difference that would have been seen stands beside each pair.",
+    "What is not shown on so many rows may still be there; what would have shown in four of five tries stands beside each pair.",
     "Of several approaches of a kind the best on these rows stands for it, which favours each kind a little.",
 )
 
@@ -204,7 +204,7 @@ def _pairs(outcome: Outcome) -> list[Block]:
             p_text(pair["adjusted_p"]),
             str(pair["only_a"]),
             str(pair["only_b"]),
-            f"{pair['minimum_detectable']:.2g}",
+            "not known" if pair["minimum_detectable"] is None else f"{pair['minimum_detectable']:.2g}",
         ]
         for pair in outcome["pairs"]
     ]

@@ -164,9 +164,7 @@ def _evidence(training: Pair | None, lookup: Pair | None, on_top: Pair | None, f
         if pair is None:
             continue
         moved = pair.found.difference
-        shown = (
-            "" if pair.is_shown else f", which is not shown to be more than chance (detectable from {pair.found.minimum_detectable:.2g})"
-        )
+        shown = "" if pair.is_shown else f", which is not shown to be more than chance ({pair.found.detectable_text()})"
         parts.append(
             f"{what} ({pair.first} against {pair.second}) changes {figure} by {moved.value:+.3g} "
             f"({moved.low:+.3g} to {moved.high:+.3g}, p {p_text(pair.adjusted_p)}{shown})"

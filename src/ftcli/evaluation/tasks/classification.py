@@ -13,7 +13,7 @@ from ftcli.evaluation.choices import Continuations, score_continuations
 from ftcli.evaluation.rows import ROWS_AT_ONCE, Rows
 from ftcli.evaluation.statistics import bootstrap_counts
 from ftcli.evaluation.tasks.columns import checked_template, fill, text_column
-from ftcli.evaluation.tasks.shots import Shots, before_each
+from ftcli.evaluation.tasks.shots import Examples, Questions, Shots, before_each, embedding_of
 from ftcli.evaluation.tasks.task import Figure, Subject, TaskResult, TaskSettings, mean_figure, share_figure
 
 if TYPE_CHECKING:
@@ -74,17 +74,18 @@ class Classification(TaskSettings):
         names, places = list(labels), {label: place for place, label in enumerate(labels)}
         rows, notes, truths, probabilities, tokens = Rows(), _Notes(), [], [], 0
         scored = self._by_head(subject, notes) if has_head else self._by_words(subject, labels, notes)
-        for part, shares, num_tokens in scored:
+        for part, prompts, shares, num_tokens in scored:
             tokens += num_tokens
             truth = np.array([places.get(text_column(row, self.label, where).strip(), -1) for where, row in part])
             truths.append(truth)
             probabilities.append(shares)
-            for (where, row), right, share in zip(part, truth.tolist(), shares, strict=True):
+            for (where, row), prompt, right, share in zip(part, prompts, truth.tolist(), shares, strict=True):
                 best = int(share.argmax())
                 rows.append(
                     {
                         "where": where,
                         "text": str(row.get(self.text, ""))[:500],
+                        **({} if has_head else {"prompt": prompt}),
                         "label": text_column(row, self.label, where),
                         "predicted": names[best],
                         "probability": float(share[best]),
@@ -116,38 +117,42 @@ class Classification(TaskSettings):
             raise DataError(f"task `{self.name}`", [Problem("labels", what, "name them in `labels`")])
         return {label: label for label in found}
 
-    def _by_words(self, subject: Subject, labels: dict[str, str], notes: _Notes) -> Iterator[tuple[Listed, Numbers, int]]:
-        """(rows, probabilities, tokens computed) part by part."""
+    def _by_words(self, subject: Subject, labels: dict[str, str], notes: _Notes) -> Iterator[tuple[Listed, list[str], Numbers, int]]:
+        """(rows, what was asked, probabilities, tokens computed) part by part."""
         import numpy as np
 
         words = tuple(self.separator + word for word in labels.values())
-        before = self._shots(subject, labels)
         cut = 0
         for part, progress in self.parts(subject, None if self.shots is not None else ROWS_AT_ONCE):
             prompts = self.prompts(part, subject.tokenizer)
-            shots = before(part, prompts)
-            asked = [Continuations(shot + prompt, words, where) for shot, prompt, (where, _) in zip(shots, prompts, part, strict=True)]
+            shots = self._shots(subject, labels, part)
+            for note in shots.notes:
+                notes.add(note)
+            prompts = [shot + prompt for shot, prompt in zip(shots.texts, prompts, strict=True)]
+            asked = [Continuations(prompt, words, where) for prompt, (where, _) in zip(prompts, part, strict=True)]
             scored = score_continuations(subject.model, subject.tokenizer, asked, batch_tokens=subject.batch_tokens, progress=progress)
             cut += scored.num_cut
             divided = [
                 [one.log_prob / (one.num_tokens if self.normalise == "tokens" else 1) for one in found] for found in scored.likelihoods
             ]
-            yield part, _softmax(np.array(divided)), scored.num_tokens
+            yield part, prompts, _softmax(np.array(divided)), scored.num_tokens
         if cut:
             notes.add(f"{cut} contexts lost their beginning: the model sees too few tokens")
 
-    def _shots(self, subject: Subject, labels: dict[str, str]) -> Any:
-        """(rows, prompts) -> what stands before each prompt."""
+    def _shots(self, subject: Subject, labels: dict[str, str], part: Listed) -> Examples:
+        """What stands before each prompt."""
 
-        def solved(rows: Listed) -> tuple[list[str], list[str]]:
+        def solved(rows: Listed, bare: Sequence[str] = ()) -> Questions:
             prompts = self.prompts(rows, subject.tokenizer)
             words = [labels.get(text_column(row, self.label, where).strip(), "") for where, row in rows]
-            return prompts, [prompt + self.separator + word for prompt, word in zip(prompts, words, strict=True)]
+            answered = [prompt + self.separator + word for prompt, word in zip(prompts, words, strict=True)]
+            return Questions([where for where, _ in rows], prompts, answered, bare)
 
-        return lambda rows, prompts: before_each(self.shots, prompts, solved(rows)[1] if self.shots is not None else [], solved)
+        bare = self.bare_prompts(subject.tokenizer) if self.shots is not None else ()
+        return before_each(self.shots, solved(part, bare), solved, embedding_of(subject))
 
-    def _by_head(self, subject: Subject, notes: _Notes) -> Iterator[tuple[Listed, Numbers, int]]:
-        """(rows, probabilities, tokens computed) part by part, by the model's own head.
+    def _by_head(self, subject: Subject, notes: _Notes) -> Iterator[tuple[Listed, list[str], Numbers, int]]:
+        """(rows, nothing for each, probabilities, tokens computed) part by part, by the model's own head.
 
         Raises:
             RequestError: the model's head gives several labels or a number.
@@ -178,7 +183,7 @@ class Classification(TaskSettings):
                     shares[chosen] = _softmax(subject.model(batch.to(device)).double().cpu().numpy())
                     num_tokens += batch.num_tokens
             progress(1, 1)
-            yield part, shares, num_tokens
+            yield part, [""] * len(part), shares, num_tokens
         if cut:
             notes.add(f"{cut} texts are longer than the model sees: they were cut")
 

@@ -21,6 +21,19 @@ def column(row: Mapping[str, Any], name: str, where: str) -> Any:
     return row[name]
 
 
+def kind_of(value: Any) -> str:
+    """What a value is, as JSON calls it.
+
+    Example:
+        >>> [kind_of(value) for value in (None, True, 3, 0.5, {}, [])]
+        ['null', 'a boolean', 'a number', 'a number', 'an object', 'a list']
+    """
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "a boolean"
+    kinds: dict[type, str] = {int: "a number", float: "a number", dict: "an object", list: "a list", str: "a text"}
+    return kinds.get(type(value), type(value).__name__)
+
+
 def text_column(row: Mapping[str, Any], name: str, where: str) -> str:
     """The text in a column; a number counts as its text.
 
@@ -58,6 +71,19 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
         if name is not None:
             parts.append(text_column(row, name, where))
     return "".join(parts)
+
+
+def after_last_column(template: str) -> str:
+    """What a template says behind its last column.
+
+    Example:
+        >>> after_last_column("Q: {question}\\nIn short:")
+        '\\nIn short:'
+    """
+    text = ""
+    for literal, name, _, _ in string.Formatter().parse(template):
+        text = text + literal if name is None else ""
+    return text
 
 
 def checked_template(template: str) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from ftcli.data.formats import Format
+from ftcli.data.messages import looks_like_messages
 from ftcli.errors import DataError, Problem
 from ftcli.evaluation.answer_scores import AnswerScores, Told
 from ftcli.evaluation.rows import ROWS_AT_ONCE, in_parts
-from ftcli.evaluation.tasks.columns import texts_column
-from ftcli.evaluation.tasks.shots import Shots, before_each, embedding_of, solved_text
+from ftcli.evaluation.tasks.columns import kind_of, texts_column
+from ftcli.evaluation.tasks.shots import Questions, Shots, before_each, embedding_of, solved_text
 from ftcli.evaluation.tasks.task import Progress, Subject, TaskResult, TaskSettings
 from ftcli.metrics import Metric
 from ftcli.metrics.metric import without_doubles
@@ -51,21 +53,21 @@ class Generation(TaskSettings):
     def measure(self, subject: Subject) -> TaskResult:
         """Every metric, those of the user, and the share of answers that the model ended by itself."""
         scores = AnswerScores(self.metrics, subject.user_metrics)
-        settings, left, num_tokens = self.format, 0, 0
+        settings, left, num_tokens, notes = self.format, 0, 0, list[str]()
         for part, progress in self.parts(subject, None if self.shots is not None else ROWS_AT_ONCE):
             settings = settings or self._detected(part)
             found = self._questions(part, subject.tokenizer, settings)
-            solved = [solved_text(prompt, reference, subject.tokenizer) for _, prompt, reference in found]
-            asked = [prompt for _, prompt, _ in found]
-            shots = before_each(self.shots, asked, solved, lambda rows: self._solved(rows, subject.tokenizer), embedding_of(subject))
-            prompts = [before + prompt for before, (_, prompt, _) in zip(shots, found, strict=True)]
+            asked = _asked(found, subject.tokenizer, self.bare_prompts(subject.tokenizer) if self.shots is not None else ())
+            shots = before_each(self.shots, asked, lambda rows: self._solved(rows, subject.tokenizer), embedding_of(subject))
+            notes += shots.notes
+            prompts = [before + prompt for before, prompt in zip(shots.texts, asked.prompts, strict=True)]
             answers = self._answers(subject, prompts, progress)
             left += sum(answer is None for answer in answers)
             num_tokens += sum(len(answer.tokens) for answer in answers if answer is not None)
             for (where, row), (_, _, reference), prompt, answer in zip(part, found, prompts, answers, strict=True):
                 text, ended = (None, False) if answer is None else (answer.text, answer.stopped)
                 scores.add(where, row, prompt, text, self._references(row, where, reference), ended)
-        notes = [f"{left} prompts leave no room for an answer: they count as wrong"] if left else []
+        notes += [f"{left} prompts leave no room for an answer: they count as wrong"] if left else []
         return TaskResult(scores.figures(), scores.rows, notes, num_tokens)
 
     def check(self, subject: Subject) -> None:
@@ -133,15 +135,39 @@ class Generation(TaskSettings):
     def prompts(self, rows: Any, tokenizer: Tokenizer) -> list[str]:
         return [prompt for _, prompt, _ in self._questions(list(rows), tokenizer)]
 
-    def _solved(self, rows: Any, tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-        found = self._questions(list(rows), tokenizer)
-        return [prompt for _, prompt, _ in found], [solved_text(prompt, reference, tokenizer) for _, prompt, reference in found]
+    def _solved(self, rows: Any, tokenizer: Tokenizer) -> Questions:
+        return _asked(self._questions(list(rows), tokenizer), tokenizer)
+
+
+def _asked(found: Sequence[tuple[str, str, str]], tokenizer: Tokenizer, bare: Sequence[str] = ()) -> Questions:
+    """(where, prompt, reference) of rows as examples are chosen among them."""
+    solved = [solved_text(prompt, reference, tokenizer) for _, prompt, reference in found]
+    return Questions([where for where, _, _ in found], [prompt for _, prompt, _ in found], solved, bare)
 
 
 def _answer_columns(settings: Format | None) -> tuple[str, ...]:
     """Columns that may hold the reference."""
     named = (getattr(settings, "completion", None), getattr(settings, "output", None))
     return _ANSWERS if settings is None else tuple(name for name in named if name is not None)
+
+
+def _not_texts(row: dict[str, Any], settings: Format | None) -> Problem | None:
+    """What is wrong with the column of the answer, where it holds neither a text nor a list of texts, nor a chat."""
+    # Where the format is yet to be found, it is found by the first of these columns; a chat brings its answer with it.
+    name = next((name for name in _answer_columns(settings) if name in row), None)
+    if name is None or (settings is None and any(looks_like_messages(value) for value in row.values())):
+        return None
+    value = row[name]
+    if isinstance(value, str) or looks_like_messages(value) or _is_list_of_texts(value):
+        return None
+    if isinstance(value, list):
+        odd = next((kind_of(item) for item in value if not isinstance(item, str)), None)
+        what = "is an empty list" if odd is None else f"holds {odd} among its answers, not a text"
+    elif settings is not None or name in ("completion", "output"):  # by these a format is found, whatever they hold
+        what = f"is {kind_of(value)}, not a text"
+    else:
+        return None
+    return Problem("", f"column `{name}` {what}", "a text, or a list of right answers, one at least")
 
 
 def _is_list_of_texts(value: Any) -> bool:
@@ -152,9 +178,9 @@ def _with_one_reference(row: dict[str, Any], settings: Format | None, where: str
     """`row` as a format reads it: of a list of right answers the first.
 
     Raises:
-        DataError: the list is empty.
+        DataError: it is neither text nor list, or the list is empty or holds something else than texts.
     """
-    if name := next((name for name in _answer_columns(settings) if row.get(name) == []), None):
-        raise DataError("a row cannot be read", [Problem(where, f"column `{name}` is an empty list", "one right answer at least")])
+    if (problem := _not_texts(row, settings)) is not None:
+        raise DataError("a row cannot be read", [replace(problem, where=where)])
     listed = {name: row[name][0] for name in _answer_columns(settings) if _is_list_of_texts(row.get(name))}
     return {**row, **listed} if listed else row

@@ -61,9 +61,10 @@ class LanguageModelling(TaskSettings):
 
         from ftcli.models.generate import context_length
 
-        window = min(self.window or 2048, context_length(subject.model.module) or 2048)
+        context = context_length(subject.model.module)
+        window = min(self.window or 2048, context or self.window or 2048)
         stride = min(self.stride or max(1, window // 2), window - 1)
-        tokenizer, notes = subject.tokenizer, []
+        tokenizer, notes = subject.tokenizer, self._cut_notes(window, stride)
         first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
         if self.begin_token and first is None:
             notes.append("the tokenizer has no token to begin with: first tokens are not predicted")
@@ -88,6 +89,15 @@ class LanguageModelling(TaskSettings):
         if not sums[1] or not np.array(sums[1]).any():
             raise DataError(f"task `{self.name}`", [Problem(f"column `{self.text}`", "no text has a token that can be predicted")])
         return TaskResult(_figures(*map(np.array, sums)), rows, notes, num_tokens)
+
+    def _cut_notes(self, window: int, stride: int) -> list[str]:
+        """What was asked for and cannot be had."""
+        notes = []
+        if self.window is not None and window < self.window:
+            notes.append(f"`window` is {window} tokens, not {self.window}: the model sees no more")
+        if self.stride is not None and stride < self.stride:
+            notes.append(f"`stride` is {stride} tokens, not {self.stride}: it must be less than `window`, or tokens would be left out")
+        return notes
 
 
 def _figures(nats: Values, counts: Values, sizes: Values) -> dict[str, Figure]:

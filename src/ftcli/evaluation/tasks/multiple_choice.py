@@ -11,8 +11,8 @@ from pydantic import AfterValidator
 from ftcli.errors import DataError, Problem
 from ftcli.evaluation.choices import Continuations, Likelihood, check_continuations, score_continuations
 from ftcli.evaluation.rows import ROWS_AT_ONCE, Rows
-from ftcli.evaluation.tasks.columns import checked_template, column, fill, texts_column
-from ftcli.evaluation.tasks.shots import Shots, before_each, embedding_of
+from ftcli.evaluation.tasks.columns import after_last_column, checked_template, column, fill, texts_column
+from ftcli.evaluation.tasks.shots import Examples, Questions, Shots, before_each, embedding_of
 from ftcli.evaluation.tasks.task import Subject, TaskResult, TaskSettings, share_figure
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ftcli.models.tokenizer import Tokenizer
 
 Normalise = Literal["none", "characters", "bytes", "tokens", "pmi"]
+Answers = Literal["auto", "index", "number", "letter", "text"]
 
 
 class MultipleChoice(TaskSettings):
@@ -37,13 +38,19 @@ class MultipleChoice(TaskSettings):
     choices: str | tuple[str, ...] = "choices"
     """Column with the list of choices, or the choices themselves where they are the same for all rows: label words."""
     answer: str = "answer"
-    """Column with the right choice: its index counted from 0, a letter from A, or its text."""
+    """Column with the right choice."""
+    answers: Answers = "auto"
+    """How the answer names it: `index` counts from 0, `number` from 1, `letter` from A, `text` is the choice word for word. `auto` takes
+    a text that is one of the choices for it, and else an index or a letter; a number that is the index of one choice and the text of
+    another is refused."""
     prompt: Annotated[str, AfterValidator(checked_template)] | None = None
     """What the model reads, with columns in braces; the default is `{question}` with `Answer:` on a line of its own."""
     separator: str = " "
     """What stands between prompt and choice."""
     normalise: Normalise = "none"
-    """What log-likelihoods are divided by before they are compared in `accuracy`; all ways are reported."""
+    """What log-likelihoods are divided by before they are compared in `accuracy`; all ways are reported. `pmi` subtracts what a choice has
+    without its question: after what `prompt` says behind its last column, such as `Answer:`, and where it says nothing there, at the
+    beginning of a text."""
     shots: Shots | None = None
     """Solved examples before every question."""
 
@@ -53,11 +60,13 @@ class MultipleChoice(TaskSettings):
         """Accuracy under every normalisation, and the mean probability of the right choice among all."""
         import numpy as np
 
-        samples, hits, num_cut, num_tokens = Rows(), {way: array("d") for way in self._ways()}, 0, 0
+        samples, hits, num_cut, num_tokens, notes = Rows(), {way: array("d") for way in self._ways()}, 0, 0, list[str]()
         for part, progress in self.parts(subject, None if self.shots is not None else ROWS_AT_ONCE):
             read = [(where, *self._read(row, where)) for where, row in part]
-            prompts = self.prompts(part, subject.tokenizer)
-            rows = self._asked(prompts, read, subject)
+            shots = self._shots(part, read, subject)
+            notes += shots.notes
+            prompts = [shot + prompt for shot, prompt in zip(shots.texts, self.prompts(part, subject.tokenizer), strict=True)]
+            rows = self._continuations(prompts, read)
             scored = score_continuations(subject.model, subject.tokenizer, rows, batch_tokens=subject.batch_tokens, progress=progress)
             apart = self._without_context(subject, rows) if self.normalise == "pmi" else None
             chosen = {way: self._chosen(way, rows, scored.likelihoods, apart) for way in self._ways()}
@@ -71,30 +80,33 @@ class MultipleChoice(TaskSettings):
             num_cut, num_tokens = num_cut + scored.num_cut, num_tokens + scored.num_tokens
         figures = {_NAMES[way]: share_figure(np.array(values)) for way, values in hits.items()}
         figures = {"accuracy": figures[_NAMES[self.normalise]], **figures}
-        notes = [f"{num_cut} contexts lost their beginning: the model sees too few tokens"] if num_cut else []
+        notes += [f"{num_cut} contexts lost their beginning: the model sees too few tokens"] if num_cut else []
         return TaskResult(figures, samples, notes, num_tokens)
 
     def check_rows(self, rows: Sequence[tuple[str, dict[str, Any]]], subject: Subject) -> None:
         prompts = self.prompts(rows, subject.tokenizer)
-        read = [(where, self._read(row, where)[0]) for where, row in rows]
-        check_continuations(
-            subject.model,
-            subject.tokenizer,
-            [
-                Continuations(prompt, tuple(self.separator + choice for choice in choices), where)
-                for prompt, (where, choices) in zip(prompts, read, strict=True)
-            ],
-        )
+        read = [(where, *self._read(row, where)) for where, row in rows]
+        check_continuations(subject.model, subject.tokenizer, self._continuations(prompts, read))
 
-    def _asked(self, prompts: list[str], read: Sequence[tuple[str, list[str], int]], subject: Subject) -> list[Continuations]:
-        """What is scored: the solved examples with the prompt, and the choices after it."""
-        template = self.prompt or f"{{{self.question}}}\nAnswer:"
-        solved = [prompt + self.separator + choices[answer] for prompt, (_, choices, answer) in zip(prompts, read, strict=True)]
-        before = before_each(self.shots, prompts, solved, lambda rows: self._solved(rows, template), embedding_of(subject))
+    def _continuations(self, prompts: Sequence[str], read: Sequence[tuple[str, list[str], int]]) -> list[Continuations]:
+        """What is scored: the choices after each prompt."""
         return [
-            Continuations(shots + prompt, tuple(self.separator + choice for choice in choices), where)
-            for shots, prompt, (where, choices, _) in zip(before, prompts, read, strict=True)
+            Continuations(prompt, tuple(self.separator + choice for choice in choices), where)
+            for prompt, (where, choices, _) in zip(prompts, read, strict=True)
         ]
+
+    def _shots(self, rows: Sequence[tuple[str, dict[str, Any]]], read: Sequence[tuple[str, list[str], int]], subject: Subject) -> Examples:
+        """The solved examples before each prompt."""
+
+        def answered(prompts: list[str], read: Sequence[tuple[str, list[str], int]], bare: Sequence[str] = ()) -> Questions:
+            solved = [prompt + self.separator + choices[answer] for prompt, (_, choices, answer) in zip(prompts, read, strict=True)]
+            return Questions([where for where, _, _ in read], prompts, solved, bare)
+
+        def solved(rows: Sequence[tuple[str, dict[str, Any]]]) -> Questions:
+            return answered(self.prompts(rows, subject.tokenizer), [(where, *self._read(row, where)) for where, row in rows])
+
+        bare = self.bare_prompts(subject.tokenizer) if self.shots is not None else ()
+        return before_each(self.shots, answered(self.prompts(rows, subject.tokenizer), read, bare), solved, embedding_of(subject))
 
     def _ways(self) -> list[Normalise]:
         return ["none", "characters", "bytes", "tokens", *(["pmi"] if self.normalise == "pmi" else [])]  # type: ignore[list-item]
@@ -110,20 +122,19 @@ class MultipleChoice(TaskSettings):
             raise DataError(
                 "a row cannot be read", [Problem(where, f"{problem}: {_listed(choices)}", "two choices or more, all different")]
             )
-        return choices, answer_index(column(row, self.answer, where), choices, where, self.answer)
+        return choices, answer_index(column(row, self.answer, where), choices, where, self.answer, self.answers)
 
     def prompts(self, rows: Sequence[tuple[str, dict[str, Any]]], tokenizer: Tokenizer) -> list[str]:
-        return [fill(self.prompt or f"{{{self.question}}}\nAnswer:", row, where) for where, row in rows]
+        return [fill(self._template, row, where) for where, row in rows]
 
-    def _solved(self, rows: Sequence[tuple[str, dict[str, Any]]], template: str) -> tuple[list[str], list[str]]:
-        """Prompts of rows, and the same with their answers."""
-        prompts = [fill(template, row, where) for where, row in rows]
-        answers = [choices[answer] for choices, answer in (self._read(row, where) for where, row in rows)]
-        return prompts, [prompt + self.separator + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    @property
+    def _template(self) -> str:
+        return self.prompt or f"{{{self.question}}}\nAnswer:"
 
     def _without_context(self, subject: Subject, rows: Sequence[Continuations]) -> list[list[Likelihood]]:
-        """Likelihoods of the choices after no question at all."""
-        bare = [Continuations("Answer:", row.choices, row.where) for row in rows]
+        """Likelihoods of the choices after no question at all, but with what stands between it and them."""
+        premise = after_last_column(self._template).strip()
+        bare = [Continuations(premise, row.choices, row.where) for row in rows]
         return score_continuations(subject.model, subject.tokenizer, bare, batch_tokens=subject.batch_tokens).likelihoods
 
     def _chosen(
@@ -158,27 +169,32 @@ _NAMES = {
 }
 
 
-def answer_index(value: Any, choices: Sequence[str], where: str, name: str) -> int:
-    """Which of the choices `value` means: one of them word for word, an index from 0, or a letter from A.
+def answer_index(value: Any, choices: Sequence[str], where: str, name: str, answers: Answers = "auto") -> int:
+    """Which of the choices `value` means, read as `answers` says.
 
     Raises:
-        DataError: none of them, or two of them equal.
+        DataError: none of them, two of them equal, or one by its index and another by its text.
 
     Example:
         >>> [answer_index(value, ["red", "blue"], "a:1", "answer") for value in ("blue", 1, "B", "1")]
         [1, 1, 1, 1]
+        >>> answer_index(2, ["3", "2", "1"], "a:1", "answer", "number")
+        1
     """
     text = str(value).strip()
+    number = int(text) if text.isdecimal() and not isinstance(value, bool) else -1
+    letter = ord(text.upper()) - ord("A") if len(text) == 1 and text.isalpha() else -1
     equal = [index for index, choice in enumerate(choices) if choice.strip() == text]
-    if len(equal) == 1 and not isinstance(value, int):
-        return equal[0]
-    if not isinstance(value, bool) and text.isdigit() and int(text) < len(choices):
-        return int(text)
-    if len(text) == 1 and text.isalpha() and 0 <= ord(text.upper()) - ord("A") < len(choices):
-        return ord(text.upper()) - ord("A")
-    if equal:
-        return equal[0]
-    problem = Problem(where, f"column `{name}`: `{text}` is none of the choices", f"choices: {_listed(choices)}")
+    ways = {"text": equal[0] if equal else -1, "index": number, "letter": letter, "number": number - 1}
+    asked = ("text", "index", "letter") if answers == "auto" else (answers,)
+    meant = {way: ways[way] for way in asked if 0 <= ways[way] < len(choices)}
+    if isinstance(value, int) and {"text", "index"} <= meant.keys() and meant["text"] != meant["index"]:
+        what = f"column `{name}`: {text} is the index of `{choices[number][:40]}`, counted from 0, and the text of another choice"
+        raise DataError("a row cannot be read", [Problem(where, what, "say which with `answers: index` or `answers: text`")])
+    if meant:
+        return next(iter(meant.values()))
+    kind = "" if answers == "auto" else f" as {answers}"
+    problem = Problem(where, f"column `{name}`: `{text}` is none of the choices{kind}", f"choices: {_listed(choices)}")
     raise DataError("a row cannot be read", [problem])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator
@@ -41,10 +41,16 @@ class Preference(TaskSettings):
         check_continuations(subject.model, subject.tokenizer, [self._continuations(row, where, subject.tokenizer) for where, row in rows])
 
     def _continuations(self, row: dict[str, Any], where: str, tokenizer: Tokenizer) -> Continuations:
+        if empty := next((name for name in (self.chosen, self.rejected) if _is_empty(column(row, name, where))), None):
+            raise bad_row(where, f"column `{empty}` is empty")
         prompt, answers = self._chat(row, where, tokenizer) or (
             fill(self.prompt, row, where),
             [self.separator + text_column(row, name, where) for name in (self.chosen, self.rejected)],
         )
+        better, worse = (answer.removeprefix(self.separator).strip() for answer in answers)
+        if better == worse:
+            what = f"columns `{self.chosen}` and `{self.rejected}` hold the same answer: `{better[:40]}`"
+            raise bad_row(where, what)
         return Continuations(prompt, tuple(answers), where)
 
     def _chat(self, row: dict[str, Any], where: str, tokenizer: Tokenizer) -> tuple[str, list[str]] | None:
@@ -90,6 +96,16 @@ class Preference(TaskSettings):
         }
         notes = [f"{num_cut} prompts lost their beginning: the model sees too few tokens"] if num_cut else []
         return TaskResult(figures, samples, notes, num_tokens)
+
+
+def _is_empty(answer: Any) -> bool:
+    """No text, or a conversation whose last turn says and calls nothing."""
+    if not looks_like_messages(answer):
+        return not str(answer).strip() if isinstance(answer, str) else answer == []
+    last = answer[-1]
+    said = last.get("content", last.get("value")) if isinstance(last, Mapping) else None
+    calls = isinstance(last, Mapping) and (last.get("tool_calls") or last.get("function_call"))
+    return (said is None or (isinstance(said, str) and not said.strip())) and not calls
 
 
 def _said(role: str, content: str) -> Message:

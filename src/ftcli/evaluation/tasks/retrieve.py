@@ -61,7 +61,7 @@ class Retrieve(Spec):
             DataError: a document cannot be read.
         """
         cut = min(self.overlap_words, self.passage_words - 1)
-        return index_passages(self._documents(), self.passage_words, cut, None if cache is None else cache / self.fingerprint())
+        return index_passages(self.documents(), self.passage_words, cut, None if cache is None else cache / self.fingerprint())
 
     def fingerprint(self) -> str:
         """Hash of the documents' bytes and of how they are cut."""
@@ -96,7 +96,12 @@ class Retrieve(Spec):
         parts = re.split(r"(\{passages\}|\{question\})", self.prompt)
         return "".join({"{passages}": passages, "{question}": question}.get(part, part) for part in parts)
 
-    def _documents(self) -> Iterator[Passage]:
+    def documents(self) -> Iterator[Passage]:
+        """Every document whole, in the order of the rows.
+
+        Raises:
+            DataError: one cannot be read.
+        """
         for where, row in self.source.rows():
             yield Passage(where, self._text_of(row, where))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from ftcli.data.sources import Source
 from ftcli.errors import DataError
+from ftcli.evaluation.tasks.questions import listed_rows, question_key
 from ftcli.evaluation.tasks.retrieve_index import Bm25
 from ftcli.spec import Spec
 
@@ -29,12 +31,12 @@ Embed = Callable[[Sequence[str]], "NDArray[np.float32]"]
 
 
 class Shots(Spec):
-    """Solved examples, from other rows than the one that is asked."""
+    """Solved examples. None of them asks what the row asks: such a one, known by its words, is passed over and the next is taken."""
 
     count: int = Field(ge=1)
     """How many."""
     source: Source | None = None
-    """Where they come from; the default is the task's own rows, never the one that is asked."""
+    """Where they come from; the default is the task's own rows."""
     choose: Choose = "fixed"
     """`fixed` takes the first of a shuffle for all questions, so that they are computed once; `first` takes the first rows as they
     stand; `random` draws for every question;
@@ -63,57 +65,105 @@ def embedding_of(subject: Subject) -> Embed:
     return embed
 
 
-def before_each(
-    shots: Shots | None,
-    prompts: Sequence[str],
-    solved: Sequence[str],
-    solve: Callable[[Rows], tuple[list[str], list[str]]],
-    embed: Embed | None = None,
-) -> list[str]:
-    """What stands before each of `prompts`.
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What stands before each question, and what a reader must know of it."""
+
+    texts: list[str]
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Rows with what is asked of each."""
+
+    where: Sequence[str]
+    prompts: Sequence[str]
+    solved: Sequence[str]
+    """The prompts with their answers."""
+    bare: Sequence[str] = ()
+    """The prompts without the passages that were put in front of their questions; empty where there are none."""
+
+    def known_by(self) -> list[str]:
+        """By which equal questions are known."""
+        return [question_key(prompt) for prompt in (self.bare or self.prompts)]
+
+
+def before_each(shots: Shots | None, asked: Questions, solve: Callable[[Rows], Questions], embed: Embed) -> Examples:
+    """What stands before each question: never one that asks the same, from whatever row it is.
 
     Args:
-        prompts, solved: of the task's own rows, without and with their answers.
-        solve: makes both of the rows of another source.
+        asked: the task's own rows.
+        solve: reads the rows of another source.
         embed: for `choose: embedding`.
 
     Raises:
-        DataError: there are too few rows to choose from, or the kind of task embeds nothing.
+        DataError: there are too few rows to choose from.
     """
     if shots is None:
-        return [""] * len(prompts)
-    is_own = shots.source is None
-    pool_prompts, pool = (prompts, solved) if shots.source is None else solve(list(shots.source.rows()))
-    if len(pool) - is_own < shots.count:
-        raise DataError(f"{shots.count} examples are asked for, and there are {len(pool) - is_own} to choose from")
-    ranked = _ranking(shots, prompts, pool_prompts, embed)
-    return [
-        "".join(pool[place] + shots.separator for place in _places(shots, row, len(pool), is_own, ranked)) for row in range(len(prompts))
+        return Examples([""] * len(asked.prompts), [])
+    pool = asked if shots.source is None else solve(list(shots.source.rows()))
+    same = _same_questions(asked, pool)
+    most = max(map(len, same), default=0)
+    if len(pool.prompts) - most < shots.count:
+        left = len(pool.prompts) - most
+        unlike = " that ask something else" if most > (shots.source is None) else ""
+        raise DataError(f"{shots.count} examples are asked for, and there are {left}{unlike} to choose from")
+    ranked = _ranking(shots, asked.prompts, pool.prompts, embed)
+    texts = [
+        "".join(pool.solved[place] + shots.separator for place in _places(shots, row, len(pool.prompts), same[row], most, ranked))
+        for row in range(len(asked.prompts))
     ]
+    return Examples(texts, _note_of_same(shots, asked, same))
 
 
-def _ranking(shots: Shots, prompts: Sequence[str], pool: Sequence[str], embed: Embed | None) -> Callable[[int], list[int]] | None:
-    """For a prompt the places of the most similar questions of the pool, the best first; None where similarity does not count."""
+def _same_questions(asked: Questions, pool: Questions) -> list[frozenset[int]]:
+    """For each question the places in the pool that ask the same."""
+    places: dict[str, list[int]] = {}
+    for place, key in enumerate(pool.known_by()):
+        places.setdefault(key, []).append(place)
+    found = {key: frozenset(listed) for key, listed in places.items()}
+    return [found.get(key, frozenset()) for key in asked.known_by()]
+
+
+def _note_of_same(shots: Shots, asked: Questions, same: Sequence[frozenset[int]]) -> list[str]:
+    """One line where rows stand among the examples, or are asked twice."""
+    is_own = shots.source is None
+    found = [where for where, places in zip(asked.where, same, strict=True) if len(places) > is_own]
+    if not found:
+        return []
+    what = "ask what another row asks" if shots.source is None else f"are asked in the examples of `{shots.source.label()}`, too"
+    return [f"{len(found)} of {len(same)} rows {what} ({listed_rows(found)}): no row was shown an example of its own question"]
+
+
+def _ranking(shots: Shots, prompts: Sequence[str], pool: Sequence[str], embed: Embed) -> Callable[[int, int], list[int]] | None:
+    """For a prompt so many places of the most similar questions of the pool, the best first; None where similarity does not count."""
     if shots.choose == "nearest":
         index = Bm25(pool)
-        return lambda row: index.nearest(prompts[row], shots.count + 1)
+        return lambda row, count: index.nearest(prompts[row], count)
     if shots.choose != "embedding":
         return None
-    if embed is None:
-        raise DataError("`choose: embedding` is not for this kind of task", hint="choose: nearest")
     theirs = embed(pool)
     mine = theirs if pool is prompts else embed(prompts)
-    return lambda row: [int(place) for place in (-(theirs @ mine[row])).argsort(kind="stable")[: shots.count + 1]]
+    return lambda row, count: [int(place) for place in (-(theirs @ mine[row])).argsort(kind="stable")[:count]]
 
 
-def _places(shots: Shots, row: int, size: int, is_own: bool, ranked: Callable[[int], list[int]] | None) -> list[int]:
-    """Places in the pool of the examples for one question."""
+def _places(
+    shots: Shots, row: int, size: int, same: frozenset[int], most: int, ranked: Callable[[int, int], list[int]] | None
+) -> list[int]:
+    """Places in the pool of the examples for one question.
+
+    Args:
+        size: of the pool.
+        same: places that ask this very question: the next ones take theirs.
+        most: places that ask the same as any question does.
+    """
     if ranked is not None:
-        nearest = [place for place in ranked(row) if not (is_own and place == row)]
+        nearest = [place for place in ranked(row, shots.count + len(same)) if place not in same]
         return nearest[: shots.count][::-1]
     if shots.choose == "first":
-        return [place for place in range(min(size, shots.count + 1)) if not (is_own and place == row)][: shots.count]
+        return [place for place in range(min(size, shots.count + len(same))) if place not in same][: shots.count]
     order = random.Random(f"{shots.seed}/{row}" if shots.choose == "random" else str(shots.seed))
-    # One more than needed: where the question itself is drawn, the next takes its place.
-    drawn = order.sample(range(size), min(size, shots.count + 1))
-    return [place for place in drawn if not (is_own and place == row)][: shots.count]
+    # As many for every question, so that `fixed` draws the same ones.
+    drawn = order.sample(range(size), min(size, shots.count + max(1, most)))
+    return [place for place in drawn if place not in same][: shots.count]

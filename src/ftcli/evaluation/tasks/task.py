@@ -170,6 +170,11 @@ class TaskSettings(Spec, ABC):
 
         return ["\n".join(part for part in (text.question, text.answer) if part) for text in (read_text(row, where) for where, row in rows)]
 
+    def bare_prompts(self, tokenizer: Tokenizer) -> list[str]:
+        """The prompts of all rows without the passages that were put in front of their questions; empty where there are none."""
+        bare = getattr(self.source, "bare", ())
+        return self.prompts(bare, tokenizer) if bare else []
+
     def fingerprints(self) -> list[str]:
         """Hashes of all data beside the task's own rows that decide its figures."""
         shots: Shots | None = getattr(self, "shots", None)

@@ -17,6 +17,7 @@ from ftcli.data.messages import looks_like_messages
 from ftcli.data.sources import Source
 from ftcli.errors import DataError, Problem
 from ftcli.evaluation.tasks.columns import checked_template, fill
+from ftcli.evaluation.tasks.questions import listed_rows
 from ftcli.spec import ExpandedName, Spec
 
 Row = dict[str, Any]
@@ -50,33 +51,65 @@ class Variants(Spec):
     prompts: tuple[Variant, ...] = Field(min_length=2)
     """The candidates; of equally good ones the first is taken."""
     validation: Source | None = None
-    """Rows to choose on; the default is a share of the task's own, which are then not measured."""
+    """Rows to choose on, but for those that ask what a measured row asks; the default is a share of the task's own, which are then not
+    measured."""
     validation_share: float = Field(default=0.25, gt=0, lt=1)
-    """Share of the task's rows to choose on, where there is no `validation`."""
+    """Share of the task's different questions to choose on, where there is no `validation`; rows that ask the same are on one side."""
     limit: int | None = Field(default=None, ge=1)
-    """Choose on so many rows at most; a larger value chooses better and costs that many answers for each candidate."""
+    """Choose on so many rows at most, of the task's own that ask the same one counted; a larger value chooses better and costs that many
+    answers for each candidate."""
     seed: int = Field(default=17, ge=0)
     """Of the draw of validation rows, which is the same for every model."""
 
-    def split(self, rows: Rows) -> tuple[Rows, Rows]:
-        """(validation rows, rows to measure), which have no row in common.
+    def divide(self, rows: Rows, keys: Sequence[str], others: Rows | None = None, other_keys: Sequence[str] = ()) -> Division:
+        """Rows to choose on and rows to measure, which ask nothing in common: rows that ask the same are on one side.
+
+        Args:
+            keys: what each row asks.
+            others: the rows of `validation`, where there is one; those that ask what a measured row asks are left out.
+            other_keys: what each of these asks.
 
         Raises:
             DataError: one side would be empty.
         """
-        if self.validation is not None:
-            chosen = list(self.validation.rows())
-            validation = chosen if self.limit is None else chosen[: self.limit]
-            rest = rows
-        else:
-            size = max(1, round(self.validation_share * len(rows)))
-            size = size if self.limit is None else min(size, self.limit)
-            drawn = set(random.Random(self.seed).sample(range(len(rows)), min(size, len(rows))))
-            validation = [row for place, row in enumerate(rows) if place in drawn]
-            rest = [row for place, row in enumerate(rows) if place not in drawn]
+        if others is not None:
+            return self._beside(rows, frozenset(keys), others, other_keys)
+        different = list(dict.fromkeys(keys))
+        size = max(1, round(self.validation_share * len(different)))
+        size = size if self.limit is None else min(size, self.limit)
+        places = random.Random(self.seed).sample(range(len(different)), min(size, len(different)))
+        drawn = {different[place] for place in places}
+        validation = [row for row, key in zip(rows, keys, strict=True) if key in drawn]
+        rest = [row for row, key in zip(rows, keys, strict=True) if key not in drawn]
         if not validation or not rest:
-            raise DataError(f"{len(rows)} rows are too few to choose a prompt on some and measure it on others")
-        return validation, rest
+            asked = "" if len(different) == len(rows) else f" of {len(different)} different question{'s' if len(different) > 1 else ''}"
+            raise DataError(f"{len(rows)} rows{asked} are too few to choose a prompt on some and measure it on others")
+        return Division(validation, rest)
+
+    def _beside(self, rows: Rows, measured: frozenset[str], others: Rows, other_keys: Sequence[str]) -> Division:
+        kept = [row for row, key in zip(others, other_keys, strict=True) if key not in measured]
+        left = [row[0] for row, key in zip(others, other_keys, strict=True) if key in measured]
+        if not kept:
+            what = (
+                f"all {len(others)} rows of `validation` are asked in the rows that are measured" if others else "`validation` has no rows"
+            )
+            hint = "give other rows, or leave `validation` out: then a share of the task's own rows is taken"
+            raise DataError("a prompt cannot be chosen", [Problem("variants.validation", what, hint)])
+        chosen = kept if self.limit is None else kept[: self.limit]
+        if not left:
+            return Division(chosen, rows)
+        share = f"{len(left)} of {len(others)} rows of `validation`"
+        return Division(chosen, rows, f"{share} are asked in the measured rows, too ({listed_rows(left)}): nothing was chosen on them")
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Rows to choose a way to ask on, and rows to measure."""
+
+    validation: Rows
+    measured: Rows
+    left_out: str | None = None
+    """What to tell of rows that are on neither side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +118,8 @@ class RowList:
 
     listed: Rows
     name: str
+    bare: Rows = ()
+    """The same rows without the passages in front of their questions; empty where there are none."""
 
     def rows(self) -> Iterator[tuple[str, Row]]:
         return iter(self.listed)
