@@ -1,6 +1,7 @@
 # make quickstart   set up, then fine-tune the embedded model on the embedded data and look at the result
 # make test         set up, then run every test but those marked slow or gpu
-# make check        lint, format, types, and the fast tests (tests/unit without shared data): what to run before a commit
+# make lint         lint, format and types
+# make check        lint, and the fast tests (tests/unit without shared data): what to run before a commit
 # make clean        remove what make made; runs/ stays
 #
 # PYTHON=...        the interpreter to build .venv with; the default is the first fit one on the PATH
@@ -16,7 +17,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 PYTEST_ARGS ?=
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test lint check clean
 .DELETE_ON_ERROR:
 
 # a run that is there already is gone on with, as train never writes over one
@@ -27,10 +28,12 @@ quickstart: .venv/.run-ready
 test: .venv/.dev-ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: .venv/.dev-ready
+lint: .venv/.dev-ready
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/mypy
+
+check: lint
 	$(BIN)/python -m pytest -q -m "not slow and not gpu and not real" tests/unit $(PYTEST_ARGS)
 
 clean:
