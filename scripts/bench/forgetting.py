@@ -323,6 +323,8 @@ def plot(folder: Path, names: list[str], path: Path) -> None:
         front = sorted((x, y) for x, y, _ in points if not any(a <= x and b <= y and (a, b) != (x, y) for a, b, _ in points))
         axis.plot(*zip(*front, strict=True), color="#999999", linewidth=0.8)
         axis.set(xlabel="bits per byte, new text", ylabel="bits per byte, text to be kept", title=world, yscale="log")
+        for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            formatted(lambda value, _: f"{value:g}")
         axis.grid(alpha=0.25)
         labelled.append((axis, points))
     figure.tight_layout()

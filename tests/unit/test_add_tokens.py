@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from ftcli.cli.main import run
 from ftcli.errors import RequestError
+from ftcli.layout.model import inner_model
 from ftcli.methods.bottleneck_adapter import BottleneckAdapter
 from ftcli.methods.context import AttachContext
 from ftcli.methods.freeze import Freeze
@@ -25,7 +26,7 @@ from ftcli.methods.prefix import Prefix
 from ftcli.methods.prompt import Prompt
 from ftcli.models.add_tokens import AddTokens
 from ftcli.models.added_rows import fold_rows, let_rows_train, read_rows, rows_in_place, write_rows
-from ftcli.models.changes import probe_logits
+from ftcli.models.changes import changes_of, probe_logits
 from ftcli.models.load import load_model
 from ftcli.models.mine_tokens import count_words, mine_tokens
 from ftcli.models.settings import Init, Model
@@ -104,6 +105,7 @@ def test_what_is_one_token_already_is_refused(bases: dict[str, str]) -> None:
         ({"tokens": ("a",), "mine": 2}, "`tokens` and `mine`"),
         ({"tokens": ("a", " a")}, "given twice"),
         ({"tokens": ("a",), "descriptions": {"b": "c"}}, "not among the tokens"),
+        ({"tokens": ("a",), "descriptions": {"a": " "}}, "says nothing of `a`"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], said: str) -> None:
@@ -118,6 +120,9 @@ def test_a_file_names_tokens_line_by_line(tmp_path: Path) -> None:
     path.write_text("\n")
     with pytest.raises(RequestError, match="names no tokens"):
         AddTokens(file=str(path)).known()
+    with pytest.raises(RequestError, match=r"model.add_tokens.file: `\S+/nowhere`: no such file or directory") as caught:
+        AddTokens(file=str(tmp_path / "nowhere")).known()
+    assert "Errno" not in str(caught.value)
 
 
 def test_mined_words_save_exactly_what_is_said(bases: dict[str, str]) -> None:
@@ -130,6 +135,21 @@ def test_mined_words_save_exactly_what_is_said(bases: dict[str, str]) -> None:
     assert saved == sum(token.saved for token in mined) > 0
     assert [token.saved for token in mined] == sorted((token.saved for token in mined), reverse=True)
     assert words[0] in (" troponin", " dyspnoea")
+
+
+def test_strings_are_mined_where_words_have_no_spaces(bases: dict[str, str]) -> None:
+    """Heart attack and dyspnoea in Chinese, among characters that change from text to text."""
+    terms = ("\u5fc3\u808c\u6897\u6b7b", "\u547c\u5438\u56f0\u96be")
+    texts = [f"{chr(0x4E00 + 7 * n)}{terms[0]}{chr(0x5200 + 11 * n)}{terms[1]}\u3002 two rows" for n in range(20)]
+    base = load_tokenizer("builtin:tiny")
+    mined = mine_tokens(count_words(texts), base, 2)
+    assert {token.text for token in mined} == set(terms)
+    assert AddTokens(tokens=terms).known() == terms  # nobody writes a space before them
+    after = extended(bases["llama"], tokens=terms).load_tokenizer()
+    saved = sum(len(base.encode(text)[0]) - len(after.encode(text)[0]) for text in texts)
+    assert saved == pytest.approx(sum(token.saved for token in mined), rel=0.1)
+    spaced = count_words(["\u5fc3\u808c troponin \u5fc3\u808c", "troponin rows"])
+    assert spaced == {"\u5fc3\u808c": 2, " troponin": 1, " rows": 1}
 
 
 def test_nothing_is_mined_where_nothing_is_saved() -> None:
@@ -212,6 +232,61 @@ def test_whole_matrices_train_when_asked_and_none_when_not(bases: dict[str, str]
     assert found == {"all": {"embed_tokens", "lm_head"}, "none": set()}
     with pytest.raises(RequestError, match="trains float32 weights"):
         let_rows_train(loaded(spec).bfloat16().requires_grad_(False), extended(bases["llama"], train="all"), "adapter")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("train", ["all", "rows"])
+def test_a_lora_adapter_with_new_tokens_is_the_same_model_in_plain_peft(
+    train: str, kind: str, bases: dict[str, str], tmp_path: Path
+) -> None:
+    from peft import AutoPeftModelForCausalLM
+    from safetensors.torch import load_file
+
+    from ftcli.exporting.open_target import open_target
+
+    spec, method = extended(bases[kind], train=train), Lora(rank=2)
+    tokenizer = spec.load_tokenizer()
+    module = method.attach(loaded(spec), AttachContext(seed=1, tokenizer=tokenizer)).eval()
+    let_rows_train(module, spec, method.artefact)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and "lora_A" not in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)))
+    with rows_in_place(module):
+        method.save(module, tmp_path)
+        write_rows(module, spec, tmp_path)
+    tokenizer.save(tmp_path)
+    ids = torch.tensor([tokenizer.encode(TEXT)[0]])
+    expected = module(input_ids=ids).logits
+    by_peft = AutoPeftModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.allclose(by_peft(input_ids=ids).logits, expected, atol=1e-5)
+    assert torch.allclose(open_target(str(tmp_path)).model(input_ids=ids).logits, expected, atol=1e-5)
+    base = loaded(spec)
+    read_rows(base, tmp_path)
+    again = method.load(base, tmp_path).eval()
+    assert torch.allclose(again(input_ids=ids).logits, expected, atol=1e-5)
+    assert torch.allclose(method.merge(again)(input_ids=ids).logits, expected, atol=1e-4)
+    assert "modules_to_save" not in str(list(again.state_dict()))
+    assert bool(load_file(tmp_path / "added_tokens.safetensors")) == (train == "rows")  # nothing is on the disk twice
+
+
+@pytest.mark.parametrize(
+    ("method", "train", "is_said"),
+    [
+        (Lora(rank=2), "rows", False),
+        (Lora(rank=2), "all", False),
+        (Ia3(), "rows", True),
+        (Lora(rank=2, target_modules=("lm_head",)), "all", True),
+        (Lora(rank=2, extra_trained_modules=("embed_tokens", "lm_head")), "all", False),
+        (Full(), "rows", False),
+    ],
+)
+def test_a_run_says_when_plain_peft_would_load_another_model(method: Any, train: str, is_said: bool, bases: dict[str, str]) -> None:
+    spec = extended(bases["llama"], train=train)
+    module = method.attach(loaded(spec), AttachContext(seed=1))
+    let_rows_train(module, spec, method.artefact)
+    said = {change.name: change.detail for change in changes_of(inner_model(module))}
+    assert ("PEFT alone would load another model" in said.get("new tokens elsewhere", "")) == is_said
 
 
 def test_where_everything_trains_rows_are_no_parameter_of_their_own(bases: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -13,8 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 from ftcli.cli.main import run
-from ftcli.data.buffer import Kept, fill_buffer, proportional, read_buffer
+from ftcli.data.buffer import Seen, fill_buffer, read_buffer
+from ftcli.data.holdout import holdout_limit, row_hash
 from ftcli.data.settings import TrainSource
+from ftcli.errors import RequestError
+from ftcli.models.settings import Model
+from ftcli.recipe.load import load_recipe
+from ftcli.recipe.recipe import Recipe
+from ftcli.reporting.live import Reporter
+from ftcli.training.after import _excuse_rescaled, follow
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 LORA = {"kind": "lora", "rank": 4}
@@ -53,7 +61,11 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = load_tokenizer("builtin:tiny")
     model = load_model(Model(init=Init(architecture="llama", config=TINY), tokenizer="builtin:tiny"), tokenizer, seed=3)
     save_model(model, tokenizer, folder / "base")
-    steps = [("first", LORA, "orders", "chat"), ("second", LORA, "clinic", "text"), ("third", {"kind": "full"}, "reviews", "completion")]
+    steps: list[tuple[str, dict[str, Any], str, str]] = [
+        ("first", LORA, "orders", "chat"),
+        ("second", LORA, "clinic", "text"),
+        ("third", {"kind": "full"}, "reviews", "completion"),
+    ]
     before: list[str] = []
     for name, method, source, layout in steps:
         path = write_recipe(folder, name, method, source, layout)
@@ -84,16 +96,19 @@ def test_the_matrix_grows_with_every_run(life: Path) -> None:
 
 def test_the_buffer_holds_a_sample_of_all_earlier_data_of_bounded_size(life: Path) -> None:
     kept = read_buffer(life / "second" / "replay-8")
-    assert [(entry.source.name, entry.seen) for entry in kept] == [("orders of first", 12), ("clinic of second", 12)]
-    assert [len(list(entry.source.source.rows())) for entry in kept] == [4, 4]
+    assert [entry.source.name for entry in kept] == ["orders of first", "clinic of second"]
+    # Of its own rows the second run has trained on some: the others of its 4 x 4 examples were replay.
+    assert kept[0].seen == 12
+    assert 0 < kept[1].seen < 12
+    assert sum(entry.num_rows for entry in kept) == 8
     roles = [(report["name"], report["role"]) for report in manifest(life / "third")["data"]][:3]
     assert roles == [("reviews", "new"), ("orders of first", "replay"), ("clinic of second", "replay")]
 
 
 def test_a_source_that_both_runs_measure_is_measured_once(life: Path) -> None:
-    path = write_recipe(life, "same", LORA, "orders", "chat")
-    assert run(["train", str(path), "--after", str(life / "first"), "--replay-rows", "0"]) == 0
-    assert list(manifest(life / "same")["summary"]["after"]) == ["orders"]
+    found, _ = followed(write_recipe(life, "same", LORA, "orders", "chat"), life / "first", 0)
+    assert [(source.name, source.role) for source in found.data.evaluation] == [("orders", "target")]
+    assert len(found.data.train) == 1
 
 
 def test_a_run_that_was_stopped_ends_bitwise_as_one_that_was_not(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,30 +156,200 @@ def rows_file(path: Path, count: int, word: str) -> TrainSource:
     return TrainSource.model_validate_json(json.dumps({"source": {"kind": "file", "path": str(path)}, "format": {"kind": "text"}}))
 
 
+def sampled(entries: Any) -> list[str]:
+    return [row["text"] for entry in entries if entry.num_rows for _, row in entry.source.source.rows()]
+
+
 def test_every_row_ever_seen_has_the_same_chance_to_be_kept(tmp_path: Path) -> None:
     counts: Counter[str] = Counter()
-    first, second = rows_file(tmp_path / "a.jsonl", 30, "a"), rows_file(tmp_path / "b.jsonl", 10, "b")
-    for seed in range(200):
-        one = fill_buffer([first], [], tmp_path / f"one-{seed}", 12, seed, "")
-        both = fill_buffer([second], one, tmp_path / f"both-{seed}", 12, seed, "")
-        counts.update(row["text"] for entry in both for _, row in entry.source.source.rows())
-    assert sum(counts.values()) == 200 * 12
-    chances = [counts[f"a {index}"] / 200 for index in range(30)] + [counts[f"b {index}"] / 200 for index in range(10)]
-    # 0.3 each; the standard deviation of one of 200 draws is 0.032
-    assert max(abs(chance - 0.3) for chance in chances) < 0.13
+    first, second, third = (rows_file(tmp_path / f"{name}.jsonl", size, name) for name, size in (("a", 30), ("b", 2), ("c", 8)))
+    for seed in range(150):
+        one = fill_buffer([Seen(first, range(30)), Seen(second, range(2))], [], tmp_path / f"one-{seed}", 10, seed, "")
+        both = fill_buffer([Seen(third, range(8))], one, tmp_path / f"both-{seed}", 10, seed, "")
+        counts.update(sampled(both))
+        assert [entry.seen for entry in both] == [30, 2, 8]
+    assert sum(counts.values()) == 150 * 10
+    chances = {name: [counts[f"{name} {index}"] / 150 for index in range(size)] for name, size in (("a", 30), ("b", 2), ("c", 8))}
+    # 0.25 each, of the source with two rows, too; the standard deviation of one of 150 draws is 0.035
+    assert max(abs(chance - 0.25) for some in chances.values() for chance in some) < 0.14
+
+
+def test_only_rows_that_were_seen_are_kept(tmp_path: Path) -> None:
+    source = rows_file(tmp_path / "a.jsonl", 20, "a")
+    assert sampled(fill_buffer([Seen(source, [3, 5, 11])], [], tmp_path / "x", 10, 1, "")) == ["a 3", "a 5", "a 11"]
 
 
 def test_a_buffer_is_the_same_for_the_same_seed_and_another_for_another(tmp_path: Path) -> None:
     source = rows_file(tmp_path / "a.jsonl", 50, "a")
 
     def texts(name: str, seed: int) -> list[str]:
-        return [row["text"] for kept in fill_buffer([source], [], tmp_path / name, 5, seed, "") for _, row in kept.source.source.rows()]
+        return sampled(fill_buffer([Seen(source, range(50))], [], tmp_path / name, 5, seed, ""))
 
     assert texts("x", 1) == texts("y", 1) != texts("z", 2)
-    assert read_buffer(tmp_path / "x") == [Kept(50, read_buffer(tmp_path / "x")[0].source)]
+    assert [(entry.seen, entry.num_rows) for entry in read_buffer(tmp_path / "x")] == [(50, 5)]
 
 
-def test_parts_are_in_proportion_and_nobody_gives_more_than_it_has() -> None:
-    assert proportional(7, [100, 100, 100]) == [3, 2, 2]
-    assert proportional(100, [1, 5]) == [1, 5]
-    assert sum(proportional(13, [7, 90, 4, 31])) == 13
+def test_a_sample_is_not_drawn_on_for_more_than_it_has(tmp_path: Path) -> None:
+    old, new = rows_file(tmp_path / "a.jsonl", 50, "a"), rows_file(tmp_path / "b.jsonl", 2, "b")
+    before = fill_buffer([Seen(old, range(50))], [], tmp_path / "x", 5, 1, "")
+    after = fill_buffer([Seen(new, range(2))], before, tmp_path / "y", 40, 1, "")
+    assert sum(entry.num_rows for entry in after) == 5
+    whole = fill_buffer([Seen(old, range(50))], [], tmp_path / "v", 90, 1, "")
+    assert sum(entry.num_rows for entry in fill_buffer([Seen(new, range(2))], whole, tmp_path / "w", 90, 1, "")) == 52
+
+
+def followed(recipe: Path, after: Path, replay_rows: int = 8) -> tuple[Recipe, str]:
+    """The recipe as it goes on, and what was said."""
+    said: list[str] = []
+
+    class Said(Reporter):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    return follow(load_recipe(recipe, follows=True), after, replay_rows, Said()).recipe, "\n".join(said)
+
+
+def test_a_life_of_whole_models_goes_on_from_the_base_that_it_began_with(life: Path) -> None:
+    path = write_recipe(life, "fourth", {"kind": "full"}, "orders", "chat")
+    found, _ = followed(path, life / "third")
+    assert found.model.base == str(life / "third" / "model")
+    direct = write_recipe(life, "direct", {"kind": "full"}, "orders", "chat", model={"base": str(life / "second" / "merged")})
+    assert followed(direct, life / "third")[0].model == found.model
+
+
+def text_recipe(folder: Path, name: str, sources: list[dict[str, Any]], **parts: Any) -> Path:
+    data = {"train": sources, "max_length": 64, **parts.pop("data", {})}
+    return write_recipe(folder, name, parts.pop("method", {"kind": "full"}), "orders", "chat", data=data, **parts)
+
+
+@pytest.fixture(scope="module")
+def held(life: Path) -> Path:
+    """A run with a new token that holds rows out by itself and sees few of the others."""
+    rows_file(life / "words.jsonl", 60, "word")
+    rows_file(life / "more.jsonl", 60, "more")
+    model = {"base": str(life / "base"), "add_tokens": {"tokens": ["zebra"]}}
+    assert run(["train", str(text_recipe(life, "held", [file_of(life / "words.jsonl")], model=model))]) == 0
+    return life
+
+
+def file_of(path: Path, **settings: Any) -> dict[str, Any]:
+    return {"source": {"kind": "file", "path": str(path)}, "format": {"kind": "text"}, **settings}
+
+
+def test_rows_held_out_or_never_seen_are_not_replayed_and_go_on_being_measured(held: Path) -> None:
+    path = text_recipe(held, "held2", [file_of(held / "more.jsonl")])
+    assert run(["train", str(path), "--after", str(held / "held"), "--replay-rows", "100"]) == 0
+    rows = [json.loads(line) for line in (held / "words.jsonl").read_text().splitlines()]
+    limit = holdout_limit(rows, 0.05)
+    held_out = {row["text"] for row in rows if row_hash(row) < limit}
+    kept = sampled(read_buffer(held / "held" / "replay-100"))
+    assert len(kept) == 16
+    assert not held_out & set(kept)
+    matrix = json.loads((held / "held2" / "stages.json").read_text())["matrix"]
+    assert (matrix["sources"], matrix["learnt_at"]) == (["words-holdout", "more-holdout"], [1, 2])
+    assert [[value is not None for value in row] for row in matrix["bits_per_byte"]] == [[True, False], [True, False], [True, True]]
+    assert json.loads((held / "held2" / "stages.json").read_text())["proofs"][0]["passed"] is True
+
+
+def test_the_share_of_replay_is_split_so_that_every_row_of_the_buffer_counts_alike(held: Path) -> None:
+    (held / "long.jsonl").write_text("".join(json.dumps({"text": f"{'long ' * 20}{index}"}) + "\n" for index in range(10)))
+    both = text_recipe(held, "both", [file_of(held / "long.jsonl"), file_of(held / "more.jsonl")], train={"epochs": 1, "lr": 1e-3})
+    assert run(["train", str(both)]) == 0
+    path = text_recipe(held, "both2", [file_of(held / "words.jsonl")], train={"steps": 60, "global_batch_size": 4, "lr": 1e-3})
+    found, _ = followed(path, held / "both", 35)
+    from ftcli.training.assemble import assemble_data
+
+    order = assemble_data(found, None).order
+    passes = order.repeats()[1:]
+    assert len(passes) == 2
+    assert passes[0] == pytest.approx(passes[1], rel=0.1)
+    shares = write_recipe(held, "both3", {"kind": "full"}, "orders", "chat", data={
+        "train": [file_of(held / "words.jsonl")], "max_length": 64, "mixture": {"kind": "shares"}})  # fmt: skip
+    passes = assemble_data(followed(shares, held / "both", 35)[0], None).order.repeats()[1:]
+    assert passes[0] == pytest.approx(passes[1], rel=0.1)
+
+
+def test_the_share_of_replay_is_the_recipes_to_say(held: Path) -> None:
+    mixture = {"mixture": {"kind": "replay", "share_of_new": 0.9}}
+    path = text_recipe(held, "share", [file_of(held / "more.jsonl")], data=mixture)
+    found, _ = followed(path, held / "held", 10)
+    assert found.data.mixture.model_dump()["share_of_new"] == 0.9
+    assert [source.role for source in found.data.train] == ["new", "replay"]
+    assert run(["check", "--fast", str(path), "--after", str(held / "held"), "--replay-rows", "10"]) == 0
+    assert run(["check", "--fast", str(path), "--after", str(held / "held"), "--replay-rows", "0"]) == 2
+    assert run(["check", "--fast", str(path)]) == 2
+
+
+def test_a_buffer_that_cannot_be_fair_and_larger_says_so(held: Path) -> None:
+    found, said = followed(
+        text_recipe(held, "larger", [file_of(held / "words.jsonl")], method=LORA, data={"max_length": 256}), held / "second", 30
+    )
+    assert sum(len(list(source.source.rows())) for source in found.data.train[1:]) == 8
+    assert "8 rows are replayed, not 30" in said
+
+
+def test_texts_that_the_base_wrote_are_replayed_like_others(held: Path) -> None:
+    own = {"source": {"kind": "self", "tokens": 200, "max_length": 16, "beginnings": ["a"]}, "role": "replay", "name": "own"}
+    path = text_recipe(held, "self", [file_of(held / "words.jsonl"), own])
+    assert run(["train", str(path)]) == 0
+    found, _ = followed(text_recipe(held, "self2", [file_of(held / "more.jsonl")]), held / "self", 12)
+    assert [source.name for source in found.data.train[1:]] == ["words of self", "own of self"]
+    assert all(source.source.kind == "file" for source in found.data.train)
+
+
+def test_what_the_next_recipe_adds_to_the_base_is_added_to_what_became_of_it(held: Path) -> None:
+    words = {"add_tokens": {"tokens": ["lynx", "wombat"]}}
+    base = {"base": str(held / "base")}
+    path = text_recipe(held, "grown", [file_of(held / "more.jsonl")], model={**base, **words})
+    found, _ = followed(path, held / "held")
+    assert found.model.add_tokens is not None
+    assert found.model.add_tokens.tokens == (" lynx", " wombat")
+    lora = write_recipe(held, "lora-words", LORA, "orders", "chat", model={**base, **words})
+    found, said = followed(lora, held / "first")
+    assert found.init_from is None
+    assert found.model.base == str(held / "first" / "merged")
+    assert found.model.add_tokens is not None
+    assert "`model.add_tokens`: on the base with the earlier adapter merged" in said
+
+
+def test_what_the_earlier_run_has_added_is_not_added_again(held: Path) -> None:
+    model = {"base": str(held / "base"), "add_tokens": {"tokens": ["zebra", "wombat"]}}
+    found, said = followed(text_recipe(held, "words2", [file_of(held / "more.jsonl")], model=model), held / "held")
+    assert found.model.add_tokens is not None
+    assert found.model.add_tokens.tokens == (" wombat",)
+    assert "1 of `model.add_tokens` are in the earlier run's vocabulary already" in said
+
+
+def test_another_tokenizer_is_refused_by_name(held: Path) -> None:
+    model = {"base": str(held / "base"), "tokenizer": "builtin:tiny"}
+    path = text_recipe(held, "other", [file_of(held / "more.jsonl")], model=model)
+    with pytest.raises(RequestError) as refused:
+        followed(path, held / "held")
+    assert [problem.where for problem in refused.value.problems] == ["model.tokenizer"]
+
+
+def test_a_name_that_other_rows_had_in_the_earlier_run_is_made_another(life: Path) -> None:
+    one = {"source": {"kind": "builtin", "name": "clinic", "split": "test"}, "format": {"kind": "text"}, "name": "orders", "limit": 4}
+    path = text_recipe(life, "named", [file_of(life / "words.jsonl")], data={"evaluation": [one]})
+    found, said = followed(path, life / "first")
+    assert [(source.name, source.role) for source in found.data.evaluation] == [("orders of named", "target"), ("orders", "retained")]
+    assert "is called `orders of named`" in said
+
+
+def test_data_that_has_changed_since_is_refused(held: Path) -> None:
+    shutil.copytree(held / "held", held / "changed")
+    said = manifest(held / "changed")
+    said["hashes"]["data/words"] = "another"
+    (held / "changed" / "manifest.json").write_text(json.dumps(said))
+    with pytest.raises(RequestError, match="the data of `held` has changed"):
+        followed(text_recipe(held, "changed2", [file_of(held / "more.jsonl")]), held / "changed", 9)
+
+
+def test_positions_that_are_scaled_anew_leave_nothing_to_compare() -> None:
+    def proofs(*models: Model) -> list[bool | None]:
+        found: dict[str, Any] = {"proofs": [{"passed": False, "detail": "began elsewhere"} for _ in models[1:]]}
+        _excuse_rescaled(found, models)
+        return [proof["passed"] for proof in found["proofs"]]
+
+    plain, scaled = Model(base="x"), Model.model_validate({"base": "x", "rope": {"kind": "linear", "factor": 2.0}})
+    assert proofs(plain, scaled, scaled, plain) == [None, False, False]

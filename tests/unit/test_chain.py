@@ -19,8 +19,7 @@ from ftcli.errors import RecipeError
 from ftcli.methods.lora import Lora
 from ftcli.recipe.chain import load_chain
 from ftcli.training import chain as chain_module
-from ftcli.training.chain import read_chain
-from ftcli.training.stages import beginning_proofs
+from ftcli.training.stages import beginning_proofs, read_chain
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 LORA = {"kind": "lora", "rank": 4}
@@ -239,7 +238,7 @@ def test_what_is_wrong_with_any_stage_is_said_at_its_line(tmp_path: Path, change
 
 
 def test_rows_of_the_last_stage_are_looked_at_before_the_first_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_chain(tmp_path, [*STAGES[:1], stage("wrong", LORA, "clinic", "completion")])
+    path = write_chain(tmp_path, [*STAGES[:1], stage("wrong", LORA, data=data("clinic", "completion", evaluation=[]))])
     assert run(["train", str(path)]) == 2
     said = capsys.readouterr().err
     assert "stage `wrong`: " in said

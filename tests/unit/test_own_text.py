@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ftcli.data.sources.file import File
 from ftcli.data.sources.own_text import OwnText
 from ftcli.errors import DataError
 from ftcli.models.load import load_model
+from ftcli.models.locate import model_folder
 from ftcli.models.settings import Model
 from ftcli.models.tokenizer import Tokenizer, load_tokenizer
 from ftcli.recipe.recipe import Recipe
@@ -102,6 +104,30 @@ def test_what_is_written_is_found_again_without_a_model(tmp_path: Path, monkeypa
     assert with_own_text(recipe(**settings), tmp_path, None)[0] == data
     with pytest.raises(pytest.fail.Exception):
         with_own_text(recipe(**settings | {"seed": 5}), tmp_path, None)
+
+
+@pytest.mark.parametrize("changed", [{"rope_theta": 77.0}, {"rms_norm_eps": 0.1}], ids=str)
+def test_another_configuration_writes_other_texts(changed: dict[str, Any], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model_folder("builtin:tiny"), base)
+    settings = {"tokens": 100, "max_length": 16, "beginnings": ("The ",)}
+
+    def written() -> str:
+        document = recipe(**settings)
+        document = document.model_copy(update={"model": Model(base=str(base))})
+        source = with_own_text(document, tmp_path, None)[0].train[1].source
+        assert isinstance(source, File)
+        return source.path
+
+    before = written()
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "_name_or_path": "elsewhere"}, indent=7))
+    assert written() == before
+    if "rope_theta" in changed and "rope_parameters" in config:
+        changed = {"rope_parameters": {**config["rope_parameters"], **changed}}
+    (base / "config.json").write_text(json.dumps(config | changed))
+    assert written() != before
+    assert texts(Path(written())) != texts(Path(before))
 
 
 def test_a_smoke_run_writes_little(tmp_path: Path) -> None:

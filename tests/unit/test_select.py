@@ -20,7 +20,7 @@ from ftcli.data.select import pool as pool_module
 from ftcli.data.select.best import Best, Sample, Spread
 from ftcli.data.select.difference import NgramModels
 from ftcli.data.select.doubts import Evidence, doubts
-from ftcli.data.select.importance import Bag, Importance
+from ftcli.data.select.importance import Bag, Importance, kl, shares_of
 from ftcli.data.select.models import TextModel
 from ftcli.data.select.neighbours import Neighbours, clusters_of, whitening
 from ftcli.data.select.pool import Pool, open_sources
@@ -234,6 +234,7 @@ NO_DOUBT = Evidence(
         ({"num_known": 9}, "of 90 different words of the task set 9 stand in the pool"),
         ({"num_known": 9, "reads_words": False}, None),
         ({"kl_chosen": 3.2}, "further from the task (3.200 nats) than the pool's (3.000)"),
+        ({"kl_chosen": 3.0000001}, "no nearer to the task than the pool's (3.000 nats)"),
         ({"chosen_scores": {"1%": 0.1, "50%": 0.1}}, "scores are flat: 0.1 in the middle of the pool"),
         ({"num_unlike": 4}, "4 of 10 chosen rows score 0 or less"),
         ({"num_unlike": 4, "by": "embeddings"}, None),
@@ -450,6 +451,22 @@ def test_the_command_writes_a_folder_once(files: tuple[Path, Path], tmp_path: Pa
     assert ranks == list(range(1, 31))
     assert main.run(arguments) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_shares_are_shares_and_a_divergence_is_never_negative() -> None:
+    """A pool of a few words leaves most buckets empty; each of these has a share, too."""
+    pool, task = Bag(), Bag()
+    pool.add(["one small pool of words"])
+    task.add(["other words of the task"])
+    assert float(shares_of(pool.counts).sum()) == pytest.approx(1.0)
+    assert kl(task.counts, pool.counts) > 0
+    assert kl(pool.counts, pool.counts) > 0  # smoothed, so that it is not zero either
+
+
+def test_a_place_that_takes_no_folder_is_refused(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    gold, pool = files
+    assert main.run(["data", "select", str(pool), "--like", str(gold), "-n", "5", "-o", "/proc/nothing"]) == 2
+    assert "no folder can be made at `/proc/nothing`" in capsys.readouterr().err
 
 
 def test_a_misspelt_way_gets_a_hint(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

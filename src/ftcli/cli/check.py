@@ -20,15 +20,20 @@ def check(
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key: train.lr=1e-4.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Recipe, files, columns and templates only, in under a second.")] = False,
     show: Annotated[int, typer.Option("--show", metavar="N", min=0, help="Print the first N rows of each source with their mask.")] = 0,
+    after: Annotated[Path | None, typer.Option(metavar="RUN", help="As `ftcli train --after RUN` would begin; may merge RUN.")] = None,
+    replay_rows: Annotated[int, typer.Option(min=0, help="With --after: rows of earlier data to replay.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout; words go to stderr.")] = False,
 ) -> None:
     """Do every check a run begins with, without training."""
     import shlex
 
     from ftcli.cli.console import print_json, words_on_stderr
+    from ftcli.errors import UsageError
     from ftcli.recipe.chain import is_chain, load_chain, on_first_base
     from ftcli.recipe.load import load_recipe
 
+    if after is not None and is_chain(recipe):
+        raise UsageError("--after is not for a recipe with stages")
     one = _check_fast if fast else _check_all
     if is_chain(recipe):
         report: dict[str, Any] = {"stages": {}}
@@ -37,14 +42,24 @@ def check(
                 print(f"stage {name}")
                 report["stages"][name] = one(stage, show)
     else:
-        loaded = load_recipe(recipe, overrides or ())
+        loaded = load_recipe(recipe, overrides or (), follows=after is not None and replay_rows > 0)
         with words_on_stderr(as_json):
-            report = one(loaded, show)
+            report = one(loaded if after is None else _following(loaded, after, replay_rows), show)
     if as_json:
         print_json(report)
     else:
         changes = [part for override in overrides or () for part in ("--set", override)]
+        changes += [] if after is None else ["--after", str(after), "--replay-rows", str(replay_rows)]
         print(f"\nnext:\n  {shlex.join(['ftcli', 'train', str(recipe), *changes])}")
+
+
+def _following(loaded: LoadedRecipe, after: Path, replay_rows: int) -> LoadedRecipe:
+    """The recipe as it goes on from another run."""
+    from ftcli.reporting.live import Reporter
+    from ftcli.training.after import follow
+
+    with Reporter() as reporter:
+        return follow(loaded, after, replay_rows, reporter)
 
 
 def _check_fast(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
@@ -60,6 +75,11 @@ def _check_fast(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
         from ftcli.models.locate import model_folder
 
         require_growth_fits(model_folder(model.base, model.revision, weights=False), model.grow)
+    elif getattr(loaded.recipe.method, "grown", False) and model.base is not None:
+        from ftcli.models.grow.growth import require_grown
+        from ftcli.models.locate import model_folder
+
+        require_grown(model_folder(model.base, model.revision, weights=False))
     looks = look(loaded.recipe.data, tokenizer, formats=loaded.recipe.objective.formats)
     rows = [(f"{look.name} ({where})", tree) for look in looks for where, tree in list(zip(look.wheres, look.trees, strict=True))[:show]]
     _show_rows(rows, loaded, tokenizer)

@@ -255,7 +255,7 @@ def _sources_of_recipe(path: Path) -> tuple[list[object], list[object]]:
     from ftcli.recipe.load import load_recipe
 
     data = load_recipe(path).recipe.data
-    return [entry.source for entry in data.train], [entry.source for entry in data.evaluation]
+    return [entry.source for entry in data.train], [entry.source for entry in data.evaluation if entry.holdout is None]
 
 
 def _files(train: Sequence[Path], evaluation: Sequence[Path]) -> tuple[list[object], list[object]]:

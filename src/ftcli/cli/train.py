@@ -30,7 +30,7 @@ def train(
         return
     from ftcli.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = load_recipe(recipe, overrides or (), follows=after is not None and replay_rows > 0)
     with words_on_stderr(as_json):
         from ftcli.reporting.live import Reporter
 

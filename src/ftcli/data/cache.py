@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftcli.data.chunks import MAX_PROBLEMS, Row, Tally, Work, chunk_path, chunks_of, read_finished, tokenise_chunk, write_chunk
 from ftcli.data.store import META, StoreWriter, read_meta, report_of, write_meta
 from ftcli.data.verdict import refuse
 from ftcli.errors import DataError, Problem, RunError, UsageError
+
+if TYPE_CHECKING:
+    from ftcli.data.formats import Format
 
 # Part of every key. Raise it when the same rows and settings give other trees than before, or the files another shape.
 CODE_VERSION = 3
@@ -35,7 +38,17 @@ def default_cache_folder() -> Path:
     return Path(os.environ.get("FTCLI_CACHE") or "~/.cache/ftcli").expanduser()
 
 
-def key_of_source(source_fingerprint: str, work: Work, *, limit: int | None, holdout: tuple[str, float] | None) -> str:
+Division = tuple[str, float] | tuple[str, float, int | None]
+"""(side, share held out), and of how many rows, where it is not of all that are taken."""
+
+
+def key_of_rows(source_fingerprint: str, layout: Format, *, limit: int | None, holdout: Division | None) -> str:
+    """What the rows of a source are, by content and format, whatever they are called and however they are tokenised."""
+    content = {"source": source_fingerprint, "format": layout.model_dump(mode="json"), "limit": limit, "holdout": holdout}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def key_of_source(source_fingerprint: str, work: Work, *, limit: int | None, holdout: Division | None) -> str:
     """The name of a store: equal only where everything that its trees depend on is equal."""
     tokenizer = work.tokenizer
     content = {

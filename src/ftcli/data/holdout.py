@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -43,3 +44,13 @@ def holdout_limit(rows: Iterable[dict[str, Any]], share: float) -> int:
         return int(hashes[wanted])
     num_copies = int(np.searchsorted(hashes, hashes[0], side="right"))
     return int(hashes[num_copies]) if num_copies <= min(MAX_ROWS, len(hashes) // 2) else 0
+
+
+def held_out_hashes(rows: Callable[[], Iterable[dict[str, Any]]], share: float, of_rows: int | None = None) -> set[int]:
+    """The hashes of the rows that are held out of the first `of_rows`; a later row that is none of these stays, however small its hash.
+
+    Args:
+        rows: gives all rows from the first one on, each time it is called.
+    """
+    limit = holdout_limit(islice(rows(), of_rows), share)
+    return {number for row in islice(rows(), of_rows) if (number := row_hash(row)) < limit}

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ftcli.data.formats.detect import LANGUAGE_FORMATS
+from ftcli.data.names import free_name
 from ftcli.errors import DataError, Problem
 
 if TYPE_CHECKING:
     from ftcli.data.audit import AuditReport
+    from ftcli.data.cache import Division
     from ftcli.data.chunks import Row
     from ftcli.data.example import Example
     from ftcli.data.formats import Format
@@ -129,7 +131,10 @@ def prepare(
     from ftcli.data.kept_audit import kept_audit
 
     problems = _Problems()
-    builder = _Builder(data, tokenizer, cache_folder, progress, may_grow)
+    own_holdout = data.held_out()
+    if own_holdout is not None:
+        data = data.model_copy(update={"evaluation": (own_holdout,)})
+    builder = _Builder(data, tokenizer, cache_folder, progress, may_grow, first_rows)
     plans: list[_Plan] = []
     for source in _named_sources(data, problems):
         with problems.collecting():
@@ -140,16 +145,10 @@ def prepare(
         with problems.collecting():
             stores[plan.source.part].append(builder.store(plan))
     problems.raise_any()
-    train, evaluation = stores["train"], stores["evaluation"]
-    notes = [note for plan in plans for note in plan.notes()]
-    if _holds_out(data):
-        held_out = builder.held_out(plans[0])
-        evaluation += [held_out] if held_out is not None else []
-        notes.append(
-            f"`{train[0].name}` has too few rows to hold some out; there is no evaluation"
-            if held_out is None
-            else f"{held_out.report.rows_read} rows of `{train[0].name}` are held out as `{held_out.name}`"
-        )
+    # Of few rows none is held out.
+    train, evaluation = stores["train"], [store for store in stores["evaluation"] if len(store)]
+    notes = [note for plan in plans if plan.source.entry is not own_holdout for note in plan.notes()]
+    notes += [_holdout_note(store, train) for store in stores["evaluation"] if _holdout(store.entry) is not None]
     growing = builder.await_first(train)
     notes += [f"`{store.name}` is tokenised while it is trained on: what repeats in it is not looked for" for store in growing]
     there = [store for store in train if store not in growing]
@@ -267,16 +266,10 @@ def _named_sources(data: Data, problems: _Problems) -> list[_Source]:
                 )
         taken = set(given)
         for entry in entries:
-            name = entry.name if entry.name is not None else _free_name(entry.source.label(), taken)
+            name = entry.name if entry.name is not None else free_name(entry.source.label(), taken)
             taken.add(name)
             result.append(_Source(part, entry, name))
     return result
-
-
-def _free_name(label: str, taken: set[str]) -> str:
-    """`label`, or `label-2` and so on where it is taken."""
-    names = itertools.chain([label], (f"{label}-{number}" for number in itertools.count(2)))
-    return next(name for name in names if name not in taken)
 
 
 @dataclass(frozen=True)
@@ -356,8 +349,33 @@ def _policy(source: _Source, on_overflow: OnOverflow, settings: Format) -> Polic
     return on_overflow
 
 
-def _holds_out(data: Data) -> bool:
-    return not data.evaluation and len(data.train) == 1 and data.holdout > 0
+def _holdout(entry: TrainSource | EvaluationSource) -> float | None:
+    """The share of its rows that a source is."""
+    return getattr(entry, "holdout", None)
+
+
+def _holdout_note(store: TreeStore, train: Sequence[TreeStore]) -> str:
+    """How many rows `store` holds out, and of which training source."""
+    origin = next((other.name for other in train if other.entry.source == store.entry.source), None)
+    if origin is None:
+        return f"`{store.name}` is {store.report.rows_read} rows that are held out of its source"
+    if not len(store):
+        return f"`{origin}` has too few rows to hold some out; there is no evaluation"
+    return f"{store.report.rows_read} rows of `{origin}` are held out as `{store.name}`"
+
+
+@dataclass(frozen=True)
+class _Holdout:
+    """A division of a source into rows to train on and rows held out."""
+
+    side: Part
+    share: float
+    of_rows: int | None
+    """The share is of the first so many rows."""
+
+    def key(self, limit: int | None) -> Division:
+        """What tells one division from another, for the name of a store of the first `limit` rows."""
+        return (self.side, self.share) if self.of_rows == limit else (self.side, self.share, self.of_rows)
 
 
 @dataclass(frozen=True)
@@ -369,6 +387,7 @@ class _Builder:
     cache_folder: Path
     progress: Progress | None
     may_grow: bool
+    first_rows: int | None
 
     def await_first(self, stores: list[TreeStore]) -> list[TreeStore]:
         """The stores that still grow; their beginnings are there, on which a run looks before it trains."""
@@ -384,42 +403,51 @@ class _Builder:
         return found
 
     def store(self, plan: _Plan) -> TreeStore:
-        """The source's trees, without the rows that are held out."""
-        if not _holds_out(self.data):
-            return self._find_or_build(plan, plan.source, plan.rows, None)
-        return self._find_or_build(plan, plan.source, lambda: self._divided(plan, is_held_out=False), "train")
+        """The source's trees: the rows that it holds out, or, of a training source, all that no evaluation source holds out of it."""
+        share = _holdout(plan.source.entry)
+        if share is not None:
+            return self._find_or_build(plan, _Holdout("evaluation", share, plan.limit))
+        return self._find_or_build(plan, self._held_out_of(plan))
 
-    def held_out(self, plan: _Plan) -> TreeStore | None:
-        """The trees of the rows that are held out of a training source, None if there are none."""
-        from ftcli.data.settings import EvaluationSource
+    def _held_out_of(self, plan: _Plan) -> _Holdout | None:
+        """The rows to leave out of a training source; of two evaluation sources that hold some out the larger share, which has both."""
+        if plan.source.part != "train":
+            return None
+        entries = [entry for entry in self.data.evaluation if entry.holdout is not None and entry.source == plan.source.entry.source]
+        if not entries:
+            return None
+        entry = max(entries, key=lambda entry: entry.holdout or 0.0)
+        limits = [limit for limit in (entry.limit, self.first_rows) if limit is not None]
+        return _Holdout("train", entry.holdout or 0.0, min(limits, default=None))
 
-        entry = EvaluationSource(source=plan.source.entry.source, format=plan.format, name=f"{plan.source.name}-holdout")
-        source = _Source("evaluation", entry, f"{plan.source.name}-holdout")
-        store = self._find_or_build(plan, source, lambda: self._divided(plan, is_held_out=True), "evaluation")
-        return store if len(store) else None
+    def _rows(self, plan: _Plan, holdout: _Holdout | None) -> Callable[[], Iterable[Row]]:
+        from ftcli.data.holdout import held_out_hashes, row_hash
 
-    def _divided(self, plan: _Plan, *, is_held_out: bool) -> Iterator[Row]:
-        from ftcli.data.holdout import holdout_limit, row_hash
+        if holdout is None:
+            return plan.rows
 
-        limit = holdout_limit((row for _, _, row in plan.rows()), self.data.holdout)
-        return (row for row in plan.rows() if (row_hash(row[2]) < limit) == is_held_out)
+        def divided() -> Iterator[Row]:
+            hashes = held_out_hashes(lambda: (row for _, row in plan.source.entry.source.rows()), holdout.share, holdout.of_rows)
+            return (row for row in plan.rows() if (row_hash(row[2]) in hashes) == (holdout.side == "evaluation"))
 
-    def _find_or_build(self, plan: _Plan, source: _Source, rows: Callable[[], Iterable[Row]], side: str | None) -> TreeStore:
-        from ftcli.data.cache import Build, find_or_build, key_of_source
+        return divided
+
+    def _find_or_build(self, plan: _Plan, holdout: _Holdout | None) -> TreeStore:
+        from ftcli.data.cache import Build, find_or_build, key_of_rows, key_of_source
         from ftcli.data.chunks import Work
         from ftcli.data.growing import GrowingStore
         from ftcli.data.store import TreeStore, read_meta
         from ftcli.data.workers import default_workers
 
-        work = Work(plan.format, self.tokenizer, self.data.max_length, plan.policy)
-        holdout = None if side is None else (side, self.data.holdout)
+        source, work = plan.source, Work(plan.format, self.tokenizer, self.data.max_length, plan.policy)
+        fingerprint, divided = source.entry.source.fingerprint(), None if holdout is None else holdout.key(plan.limit)
         build = Build(
-            key=key_of_source(source.entry.source.fingerprint(), work, limit=plan.limit, holdout=holdout),
+            key=key_of_source(fingerprint, work, limit=plan.limit, holdout=divided),
             name=source.name,
             work=work,
-            rows=rows,
+            rows=self._rows(plan, holdout),
             num_workers=default_workers() if self.data.workers is None else self.data.workers,
-            may_be_empty=side == "evaluation",
+            may_be_empty=holdout is not None and holdout.side == "evaluation",
         )
         if (
             self.may_grow
@@ -429,7 +457,9 @@ class _Builder:
         ):
             return GrowingStore(self.cache_folder, build, source.entry)
         folder, cache_hit = find_or_build(self.cache_folder, build, lambda done: self._tell(done, source.name))
-        return TreeStore(folder, source.entry, source.name, cache_hit=cache_hit)
+        store = TreeStore(folder, source.entry, source.name, cache_hit=cache_hit)
+        store.rows_key = key_of_rows(fingerprint, plan.format, limit=plan.limit, holdout=divided)
+        return store
 
     def _tell(self, done: int, name: str) -> None:
         if self.progress is not None:

@@ -64,6 +64,9 @@ class EvaluationSource(Spec):
     """`retained` is what must not be lost: its change from before training is reported."""
     limit: int | None = Field(default=None, ge=1)
     """Take only the first so many rows."""
+    holdout: float | None = Field(default=None, gt=0, lt=1)
+    """Take only this share of these rows, at most 1000, chosen by their content; where the run trains on the same source, it leaves them
+    out. For what an earlier run held out by itself; the default takes all rows."""
     generate: Generate | None = None
     """Also generate answers and score them."""
 
@@ -95,3 +98,11 @@ class Data(Spec):
     cuts the prompt from its beginning, `split` makes several examples of it. `auto` splits texts and is `error` for the rest."""
     workers: int | None = Field(default=None, ge=1)
     """Tokenising processes; the default is the number of cores, at most 8."""
+
+    def held_out(self) -> EvaluationSource | None:
+        """The rows that a run holds out of its one training source by itself, for later runs to measure; None where it holds out none."""
+        if self.evaluation or len(self.train) != 1 or self.holdout == 0:
+            return None
+        entry = self.train[0]
+        name = f"{entry.name or entry.source.label()}-holdout"
+        return EvaluationSource(source=entry.source, format=entry.format, limit=entry.limit, name=name, holdout=self.holdout)

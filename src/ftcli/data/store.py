@@ -218,6 +218,9 @@ class TreeStore:
         cache_hit: whether it was there before.
     """
 
+    rows_key: str = ""
+    """What its rows are, by content and format; one that is still being written has none."""
+
     def __init__(self, folder: Path, entry: TrainSource | EvaluationSource, name: str, *, cache_hit: bool) -> None:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         self.folder = folder

@@ -268,7 +268,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     has_rows, in_base = (folder / ROWS_FILE).is_file(), set(whole_in_adapter(folder).values())
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
-        return {name: tensor for name, tensor in tensors.items() if not (has_rows and f".{TOKEN_ADAPTER}." in name or name in in_base)}
+        return {name: tensor for name, tensor in tensors.items() if not ((has_rows and f".{TOKEN_ADAPTER}." in name) or name in in_base)}
     except (OSError, SafetensorError) as error:
         raise unfit(folder, [f"cannot read {WEIGHTS_FILE}: {error}"]) from error
 

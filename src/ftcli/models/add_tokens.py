@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -10,6 +11,10 @@ from pydantic import Field, model_validator
 
 from ftcli.errors import Problem, RequestError
 from ftcli.spec import LocalPath, Spec
+
+# Scripts that put no spaces between words, as a part of a regular expression: Thai and Lao, Burmese, Khmer, kana, Han.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_BEGINS_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 class AddTokens(Spec):
@@ -29,10 +34,11 @@ class AddTokens(Spec):
     file: LocalPath | None = None
     """A text file with one new token a line; spaces count. Such a file is in the folder of every run with new tokens."""
     mine: int | None = Field(default=None, ge=1)
-    """Find so many words in the training texts, those that save the most tokens: `ftcli check` prints them, the run keeps them."""
+    """Find so many words in the training texts, those that save the most tokens: `ftcli check` prints them, the run keeps them.
+    Counted is what stands behind a space, not what begins a line; of scripts without spaces, strings of two to six characters."""
     leading_space: bool = True
-    """Put a space in front of those that begin with a letter or digit, as words stand in a text; without, the space before a word
-    stays a token of its own."""
+    """Put a space in front of those that begin with a letter or digit, as words stand in a text, but for scripts without spaces;
+    without, the space before a word stays a token of its own."""
     descriptions: dict[str, str] = {}
     """For some of the tokens a text that says what they mean: they start at the mean of its tokens."""
     start: Literal["pieces", "mean"] = "pieces"
@@ -49,6 +55,8 @@ class AddTokens(Spec):
         empty = [token for token in self.tokens if not token.strip()]
         if empty or len(set(self.texts(self.tokens))) != len(self.tokens):
             raise ValueError("a token is empty or given twice")
+        if silent := [token for token, text in self.descriptions.items() if not text.strip()]:
+            raise ValueError(f"`descriptions` says nothing of `{silent[0]}`; left out, it starts as `start` says")
         if self.tokens and (unknown := [token for token in self.descriptions if self.text(token) not in self.texts(self.tokens)]):
             raise ValueError(f"`descriptions` has `{unknown[0]}`, which is not among the tokens")
         return self
@@ -72,8 +80,10 @@ class AddTokens(Spec):
             return self.texts(self.tokens)
         try:
             lines = Path(self.file).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise _unreadable(self.file, str(error)) from error
+        except OSError as error:
+            raise _unreadable(self.file, (error.strerror or str(error)).lower()) from error
+        except UnicodeDecodeError as error:
+            raise _unreadable(self.file, f"is not UTF-8 at byte {error.start}") from error
         found = self.texts([line.removesuffix("\r") for line in lines if line.strip()])
         if not found:
             raise _unreadable(self.file, "names no tokens")
@@ -89,7 +99,7 @@ class AddTokens(Spec):
             >>> [AddTokens(mine=1).text(token) for token in ("sepsis", " sepsis", "<icd>")]
             [' sepsis', ' sepsis', '<icd>']
         """
-        return f" {token}" if self.leading_space and token[:1].isalnum() else token
+        return f" {token}" if self.leading_space and token[:1].isalnum() and not _BEGINS_UNSPACED.match(token) else token
 
 
 def _unreadable(path: str, what: str) -> RequestError:

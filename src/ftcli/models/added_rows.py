@@ -29,6 +29,7 @@ ROWS_FILE = "added_tokens.safetensors"
 TOKEN_ADAPTER = "token_adapter"
 """In the names of the tensors in which PEFT keeps rows of single tokens."""
 _PEFT_CONFIG, _PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_IN_ADAPTER = "in_adapter"
 _FIRST, _ROWS = "ftcli_first_added", "ftcli_added_rows"
 _PARAMETER = "added_rows"
 Part = Literal["embedding", "head"]
@@ -142,6 +143,10 @@ def let_rows_train(module: nn.Module, spec: Model, artefact: str) -> None:
     from ftcli.layout.model import inner_model
 
     model = inner_model(module)
+    is_whole_copied = all(_is_copied(model, part) for _, part in _parts(model))
+    if spec.add_tokens is not None and artefact == "adapter" and not is_whole_copied and not _is_known_to_peft(module, spec):
+        detail = "only ftcli puts them on the base beside this adapter: PEFT alone would load another model; elsewhere: `ftcli merge`"
+        note_change(model, Change("new tokens elsewhere", detail))
     if spec.add_tokens is None or spec.add_tokens.train == "none":
         return
     parts = [part for _, part in _parts(model) if not part.weight.requires_grad and not _is_copied(model, part)]
@@ -241,7 +246,11 @@ def rows_in_place(module: nn.Module) -> Iterator[None]:
 
 
 def write_rows(module: nn.Module, spec: Model, folder: Path) -> None:
-    """Leave the rows of new tokens (or the whole matrices, where these trained) beside an adapter; call it inside `rows_in_place`."""
+    """Leave the rows of new tokens (or the whole matrices, where these trained) beside an adapter; call it inside `rows_in_place`.
+
+    PEFT alone loads them from a LoRA adapter, on a base with room for them, which `AutoPeftModelForCausalLM` makes by the tokenizer
+    in the folder.
+    """
     from safetensors.torch import save_file
 
     from ftcli.layout.model import inner_model
@@ -250,33 +259,89 @@ def write_rows(module: nn.Module, spec: Model, folder: Path) -> None:
         return
     model: Any = inner_model(module)
     first, count = int(model.ftcli_first_added), len(spec.add_tokens.known())
+    is_whole = spec.add_tokens.train == "all"
     tensors: dict[str, Tensor] = {}
     for name, part in _parts(model):
         weight = part.weight.detach()
-        kept = weight if spec.add_tokens.train == "all" else weight[first : first + count]
+        kept = weight if is_whole else weight[first : first + count]
         tensors[name] = kept.cpu().clone().contiguous()
-    save_file(tensors, folder / ROWS_FILE, {"format": "pt", "first": json.dumps(first), "count": json.dumps(count)})
-    if spec.add_tokens.train != "all":
-        _write_for_peft(model, folder, list(range(first, first + count)), tensors)
+    facts = {"format": "pt", "first": json.dumps(first), "count": json.dumps(count)}
+    if _is_known_to_peft(module, spec):
+        if is_whole:
+            facts[_IN_ADAPTER] = json.dumps(_write_whole(model, folder, tensors))
+            tensors = {}
+        else:
+            _write_for_peft(model, folder, list(range(first, first + count)), tensors)
+    save_file(tensors, folder / ROWS_FILE, facts)
+
+
+def _is_known_to_peft(module: nn.Module, spec: Model) -> bool:
+    """Has PEFT itself a place for what `write_rows` writes?"""
+    from ftcli.layout.model import inner_model
+
+    model: Any = inner_model(module)
+    configs = getattr(module, "peft_config", {})
+    is_lora = any(getattr(config, "peft_type", None) == "LORA" for config in configs.values())
+    if not is_lora or any(_is_copied(model, part) for _, part in _parts(model)):
+        return False
+    wanted = (model.get_input_embeddings(), model.get_output_embeddings())
+    # PEFT does not train a module in full that has an adapter.
+    return spec.add_tokens is not None and (spec.add_tokens.train != "all" or all(_plain(module) is module for module in wanted))
 
 
 def _write_for_peft(model: Any, folder: Path, ids: list[int], tensors: dict[str, Tensor]) -> None:
-    """The same rows as PEFT keeps those of single tokens, in a LoRA adapter: PEFT alone then loads all of it.
+    """The same rows as PEFT keeps those of single tokens."""
+    names = _names(model)
+    own = {f"base_model.model.{names[part]}.{TOKEN_ADAPTER}.trainable_tokens_delta": rows.clone() for part, rows in tensors.items()}
+    _add_to_adapter(folder, {"trainable_token_indices": {names[part].rpartition(".")[2]: ids for part in tensors}}, own)
 
-    PEFT wants the base to have room for them, which `AutoPeftModelForCausalLM` makes by the tokenizer in the folder.
+
+def _write_whole(model: Any, folder: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Embedding and head as PEFT keeps modules that are trained in full; gives the name of each one's tensor in the adapter's file.
+
+    A head that is the embedding's weight is written, too: PEFT would leave it at the base's.
     """
+    names = _names(model)
+    found = {part: f"base_model.model.{name}.weight" for part, name in names.items()}
+    own = {found[part]: tensors.get(part, tensors["embedding"]).clone() for part in names}
+    config = json.loads((folder / _PEFT_CONFIG).read_text(encoding="utf-8"))
+    saved = [*(config.get("modules_to_save") or ()), *(name.rpartition(".")[2] for name in names.values())]
+    _add_to_adapter(folder, {"modules_to_save": saved}, own)
+    return found
+
+
+def _names(model: Any) -> dict[str, str]:
+    """Where embedding and head are in the model."""
+    wanted = {"embedding": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    return {part: name for part, found in wanted.items() for name, module in model.named_modules() if module is found}
+
+
+def _add_to_adapter(folder: Path, settings: dict[str, Any], own: dict[str, Tensor]) -> None:
     from safetensors.torch import load_file, save_file
 
     config_path, weights_path = folder / _PEFT_CONFIG, folder / _PEFT_WEIGHTS
-    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    if config.get("peft_type") != "LORA" or any(_is_copied(model, part) for _, part in _parts(model)):
-        return
-    wanted = {"embedding": model.get_input_embeddings(), "head": model.get_output_embeddings()}
-    names = {part: next(name for name, module in model.named_modules() if module is wanted[part]) for part in tensors}
-    config["trainable_token_indices"] = {name.rpartition(".")[2]: ids for name in names.values()}
+    config = json.loads(config_path.read_text(encoding="utf-8")) | settings
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    own = {f"base_model.model.{names[part]}.{TOKEN_ADAPTER}.trainable_tokens_delta": rows.clone() for part, rows in tensors.items()}
     save_file({**load_file(weights_path), **own}, weights_path, {"format": "pt"})
+
+
+def whole_in_adapter(folder: Path) -> dict[str, str]:
+    """The tensors of an adapter's file that are embedding and head, which `read_rows` puts into the base: by what they are.
+
+    Raises:
+        RequestError: the note of them cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / ROWS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            found: dict[str, str] = json.loads(file.metadata().get(_IN_ADAPTER, "{}"))
+            return found
+    except (OSError, SafetensorError, ValueError, AttributeError) as error:
+        raise _unfit(path, f"cannot be read: {error}") from error
 
 
 def read_rows(model: PreTrainedModel, folder: Path) -> None:
@@ -295,10 +360,15 @@ def read_rows(model: PreTrainedModel, folder: Path) -> None:
             facts = file.metadata()
             first, count = int(facts["first"]), int(facts["count"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+        if whole := whole_in_adapter(folder):
+            with safe_open(folder / _PEFT_WEIGHTS, "pt") as file:
+                tensors = {name: file.get_tensor(own) for name, own in whole.items()}
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise _unfit(path, f"cannot be read: {error}") from error
     _make_room(model, first + count)
     parts = dict(_parts(model))
+    if whole and "head" not in parts:
+        tensors.pop("head", None)  # the same weight
     if parts.keys() != tensors.keys():
         raise _unfit(path, f"holds {', '.join(tensors)}, and the base has {', '.join(parts)}")
     for name, part in parts.items():

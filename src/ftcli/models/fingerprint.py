@@ -1,9 +1,10 @@
-"""Which base an adapter belongs to, told from the weights and not from a name that may have moved."""
+"""Which base an adapter belongs to, and what a model's answers depend on: told from the model and not from a name that may have moved."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,15 @@ from ftcli.files import write_json
 from ftcli.models.quantisation import is_quantised
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 BASE_FILE = "base.json"
 _SAMPLED_NUMBERS = 1024
+# Beyond this many bytes only both ends of every tensor are read: of a large model some seconds, and rows added at the end are seen.
+_MAX_WHOLE_BYTES = 2 * 2**30
+# Say where a model came from, and nothing about what it computes.
+_ORIGINS = ("_name_or_path", "transformers_version", "_commit_hash")
 
 
 def base_fingerprint(model: PreTrainedModel) -> str:
@@ -34,12 +40,43 @@ def base_fingerprint(model: PreTrainedModel) -> str:
     return f"{stored}:{digest.hexdigest()}"
 
 
+def answers_fingerprint(model: PreTrainedModel, tensors: Iterable[tuple[str, Tensor]], *about: object) -> str:
+    """SHA-256 over all that the answers of a model at work depend on: what kept answers are found by.
+
+    That is its numbers; its configuration, which has the scaling of positions and the way weights are quantised; the code that
+    computes it; and the libraries' versions.
+
+    Args:
+        model: under whatever a method has put on it.
+        tensors: the parameters and buffers that are used, those of the method among them.
+        about: what else the answers depend on, with a `repr` that says it: a method's settings, the precision of the arithmetic.
+    """
+    import torch
+    import transformers
+
+    named = sorted(tensors, key=lambda item: item[0])
+    is_large = sum(tensor.numel() * tensor.element_size() for _, tensor in named) > _MAX_WHOLE_BYTES
+    digest = hashlib.sha256()
+    settings = _without_origins(model.config.to_dict()) | {"attention": model.config._attn_implementation}
+    code = [type(model).__module__, type(model).__qualname__, torch.__version__, transformers.__version__]
+    digest.update(json.dumps([code, settings], sort_keys=True, default=str).encode() + repr(about).encode())
+    for name, tensor in named:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        flat = tensor.detach().reshape(-1)
+        for part in (flat[:_SAMPLED_NUMBERS], flat[-_SAMPLED_NUMBERS:]) if is_large else (flat,):
+            digest.update(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def stored_fingerprint(folder: Path) -> str:
-    """SHA-256 over the safetensors files of a model folder: all they say of their tensors, and the first numbers of each.
+    """SHA-256 over a model folder: its configuration and code, all that its safetensors files say of their tensors, and both ends of
+    each.
 
     Reads some kilobytes a tensor, and needs no model. Two ways of storing the same model have two fingerprints.
     """
     digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*config.json"), *folder.glob("*.py")]):
+        digest.update(f"{path.name} ".encode() + _stored_settings(path))
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             header = file.read(int.from_bytes(file.read(8), "little"))
@@ -47,10 +84,35 @@ def stored_fingerprint(folder: Path) -> str:
             digest.update(f"{path.name} {path.stat().st_size} ".encode() + header)
             for name, tensor in json.loads(header).items():
                 if name != "__metadata__":
-                    first, end = tensor["data_offsets"]
-                    file.seek(start + first)
-                    digest.update(file.read(min(end - first, 4 * _SAMPLED_NUMBERS)))
+                    for first, end in _ends(*tensor["data_offsets"]):
+                        file.seek(start + first)
+                        digest.update(file.read(end - first))
     return digest.hexdigest()
+
+
+def _ends(first: int, end: int) -> Iterator[tuple[int, int]]:
+    """The bytes that are read of those of a tensor."""
+    size = min(end - first, 4 * _SAMPLED_NUMBERS)
+    yield first, first + size
+    yield end - size, end
+
+
+def _stored_settings(path: Path) -> bytes:
+    """A file's content; of JSON what it says, however it is written."""
+    content = path.read_bytes()
+    if path.suffix != ".json":
+        return content
+    try:
+        return json.dumps(_without_origins(json.loads(content)), sort_keys=True).encode()
+    except ValueError:
+        return content
+
+
+def _without_origins(settings: Any) -> Any:
+    """Settings but for names and versions, of a model's parts, too."""
+    if not isinstance(settings, dict):
+        return settings
+    return {str(key): _without_origins(value) for key, value in settings.items() if key not in _ORIGINS}
 
 
 def is_other_base(found: str, recorded: str) -> bool:

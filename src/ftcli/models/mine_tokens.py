@@ -1,4 +1,8 @@
-"""The words of a corpus that would save the most tokens as tokens of their own."""
+"""The words of a corpus that would save the most tokens as tokens of their own.
+
+A word is what stands behind a space: its token holds the space and is nothing at the start of a line, where it is not counted. In
+scripts that put no spaces between words, it is a string of characters that comes often.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,21 @@ import bisect
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from ftcli.models.add_tokens import UNSPACED
 
 if TYPE_CHECKING:
     from ftcli.models.tokenizer import Tokenizer
 
-# A word with the space before it: what is one token in the middle of a text.
-_WORD = re.compile(r" [^\W\d_][\w-]+")
+# A word with the space before it: what is one token in the middle of a text. Or a run of characters without spaces.
+_WORD = re.compile(rf" (?![{UNSPACED}])[^\W\d_](?:(?![{UNSPACED}])[\w-])+|[{UNSPACED}]{{2,}}")
 MAX_WORDS = 2_000_000
+MAX_RUN_CHARS = 1_000_000
+"""Of text without spaces, which is kept whole; the rest is not looked at."""
+LONGEST_STRING = 6
 _CANDIDATES = 20
 
 
@@ -33,10 +42,23 @@ class MinedToken:
 
 
 def count_words(texts: Iterable[str]) -> Counter[str]:
-    """Words of a corpus, each with a space in front, and how often they stand there; the rarest are forgotten when there are too many."""
+    """Words of a corpus, each with a space in front, and how often they stand there; the rarest are forgotten when there are too many.
+
+    Of scripts without spaces whole runs of characters, without a space in front.
+
+    Example:
+        >>> dict(count_words(["Two rows, two rows"]))
+        {' rows': 2, ' two': 1}
+    """
     counts: Counter[str] = Counter()
+    room = MAX_RUN_CHARS
     for text in texts:
-        counts.update(_WORD.findall(text))
+        for word in _WORD.findall(text):
+            if word[0] != " ":
+                if room <= 0:
+                    continue
+                room -= len(word)
+            counts[word] += 1
         floor = 1
         while len(counts) > MAX_WORDS:
             counts = Counter({word: count for word, count in counts.items() if count > floor})
@@ -48,9 +70,41 @@ def mine_tokens(counts: Counter[str], tokenizer: Tokenizer, num_tokens: int) -> 
     """The `num_tokens` words that save the most, best first; fewer where no other saves anything.
 
     A new token is also cut out of every longer word that begins with it, which may save tokens there or cost some; both count.
-    Words are chosen one by one, each for what it saves after those chosen before.
+    Words are chosen one by one, each for what it saves after those chosen before. What strings of a script without spaces save is
+    estimated: each is cut out of its text as if its neighbours' tokens stayed as they are.
     """
-    return _Mine(counts, tokenizer).best(num_tokens)
+    words = Counter({word: count for word, count in counts.items() if word[0] == " "})
+    runs = {run: count for run, count in counts.items() if run[0] != " "}
+    found = [*_Mine(words, tokenizer).best(num_tokens), *_best_strings(runs, tokenizer, num_tokens)]
+    return sorted(found, key=lambda token: -token.saved)[:num_tokens]
+
+
+def _best_strings(runs: Mapping[str, int], tokenizer: Tokenizer, num_tokens: int) -> list[MinedToken]:
+    """Strings of characters that save the most, best first, each in what those before it have left of the text."""
+    counts: Counter[str] = Counter()
+    for run, times in runs.items():
+        for size in range(2, LONGEST_STRING + 1):
+            for start in range(len(run) - size + 1):
+                counts[run[start : start + size]] += times
+    often = sorted((string for string, count in counts.items() if count > 1), key=lambda string: (-counts[string] * len(string), string))
+    candidates = often[: _CANDIDATES * num_tokens * LONGEST_STRING]
+    pieces = {string: len(ids) for string, (ids, _) in zip(candidates, tokenizer.encode_batch(candidates), strict=True)}
+    heap = [(-counts[string] * (pieces[string] - 1), string) for string in candidates if pieces[string] > 1]
+    heapq.heapify(heap)
+    text = "\n".join("\n".join([run] * times) for run, times in sorted(runs.items()))
+    found: list[MinedToken] = []
+    while heap and len(found) < num_tokens:
+        _, string = heapq.heappop(heap)
+        count = text.count(string)
+        saved = count * (pieces[string] - 1)
+        if heap and -saved > heap[0][0]:
+            heapq.heappush(heap, (-saved, string))
+        elif count > 1:
+            found.append(MinedToken(string, count, pieces[string], saved))
+            text = text.replace(string, "\n")
+        else:
+            break
+    return found
 
 
 @dataclass

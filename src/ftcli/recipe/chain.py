@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ftcli.data.names import Listed, names_apart, rows_of
 from ftcli.data.settings import Data, EvaluationSource
 from ftcli.errors import Problem, RecipeError
 from ftcli.methods import Method
@@ -31,7 +33,7 @@ _EXTENTS = {"epochs", "steps", "max_tokens"}
 # What made the first stage's base is in the later ones' base already.
 _OF_THE_FIRST_BASE = ("base", "init", "revision", "tokenizer", "add_tokens", "grow", "rope")
 STAGES, MERGED, TITLE = "stages", "merged", "ftcli chain"
-TOKENS_FILE = "added_tokens.txt"
+TOKENS_FILE, SUMMARY_FILE = "added_tokens.txt", "chain.json"
 
 
 class Stage(Spec):
@@ -132,7 +134,10 @@ def load_chain(path: Path, overrides: Sequence[str] = (), *, suffix: str = "") -
 def on_first_base(loaded: LoadedChain) -> Iterator[tuple[str, LoadedRecipe]]:
     """Name and recipe of every stage as if it began at the chain's base: what can be checked before anything is trained."""
     for index, stage in enumerate(loaded.stages):
-        model = loaded.chain.model if index == 0 else loaded.chain.model.model_copy(update={"grow": None})
+        model, method = loaded.chain.model, stage.loaded.recipe.method
+        # The proof of the first stage is enough; but what was grown in it is what a later one trains.
+        if index > 0 and not getattr(method, "grown", False):
+            model = model.model_copy(update={"grow": None})
         recipe = stage.loaded.recipe.model_copy(update={"model": model, "init_from": None})
         yield stage.name, replace(stage.loaded, recipe=recipe)
 
@@ -143,13 +148,12 @@ def stage_folder(folder: Path, index: int, name: str) -> Path:
 
 
 def _resolved(chain: Chain, document: dict[str, Any], path: Path, folder: Path) -> Iterator[ChainStage]:
-    model, known = dict(document["model"]), list(document.get("evaluation", ()))
+    model = dict(document["model"])
+    measured = _measured(chain, document, path)
     previous: Recipe | None = None
     for index, stage in enumerate(chain.stages):
         sections, _ = _sections(document, index)
-        own = list(sections["data"].get("evaluation", ()))
-        sections["data"] = {**sections["data"], "evaluation": own + [_retained(source) for source in known if not _is_among(source, own)]}
-        known += [source for source in own if not _is_among(source, known)]
+        sections["data"] = {**sections["data"], "evaluation": measured[index]}
         found: dict[str, Any] = {"version": 1, "name": stage.name, "model": model, **sections, "trackers": list(chain.trackers)}
         found["output"] = str(stage_folder(folder, index, stage.name).resolve())
         begin: Any = "base"
@@ -184,13 +188,66 @@ def _recipe(found: dict[str, Any], path: Path) -> Recipe:
     return Recipe.model_validate_json(json.dumps(found), context={"folder": path.resolve().parent})
 
 
-def _retained(source: dict[str, Any]) -> dict[str, Any]:
-    return {**source, "role": "retained"}
+def _measured(chain: Chain, document: dict[str, Any], path: Path) -> list[list[dict[str, Any]]]:
+    """What each stage measures: its own sources, then those of the chain and of all earlier stages that its objective can measure.
+
+    Raises:
+        RecipeError: two sources have one name, or one source two.
+    """
+    recipes = [_alone(chain, document, index, path) for index in range(len(chain.stages))]
+    common = [Listed(source, "the chain", f"evaluation.{number}") for number, source in enumerate(chain.evaluation)]
+    own = [_own(chain, document, index, recipe.data) for index, recipe in enumerate(recipes)]
+    names, problems = names_apart([*common, *itertools.chain.from_iterable(own)])
+    for listed in own:
+        problems += _listed_twice(listed)
+    if problems:
+        raise RecipeError(f"recipe `{path}` has {len(problems)} problem{'s' if len(problems) > 1 else ''}", problems)
+    known = {rows_of(one.entry): (one.entry, frozenset[str]()) for one in common}
+    found = []
+    for recipe, listed in zip(recipes, own, strict=True):
+        formats, mine = recipe.objective.formats, {rows_of(one.entry): one.entry for one in listed}
+        kept = {rows: _retained(entry) for rows, (entry, of) in known.items() if rows not in mine and _is_readable(entry, of, formats)}
+        found.append([_document(entry, names[rows]) for rows, entry in {**mine, **kept}.items()])
+        known |= {rows: (entry, formats) for rows, entry in mine.items() if rows not in known}
+    return found
 
 
-def _is_among(source: dict[str, Any], others: list[dict[str, Any]]) -> bool:
-    """Are the same rows there, whatever their role?"""
-    return _retained(source) in map(_retained, others)
+def _alone(chain: Chain, document: dict[str, Any], index: int, path: Path) -> Recipe:
+    """A stage as a recipe that knows nothing of the others."""
+    sections, _ = _sections(document, index)
+    return _recipe({"version": 1, "name": chain.stages[index].name, "model": document["model"], **sections}, path)
+
+
+def _own(chain: Chain, document: dict[str, Any], index: int, data: Data) -> list[Listed]:
+    """What a stage itself lists, or the rows that it holds out by itself."""
+    owner = f"stage `{chain.stages[index].name}`"
+    held_out = None if chain.evaluation else data.held_out()
+    # In another stage the base would write other texts.
+    if held_out is not None and held_out.source.kind != "self":
+        return [Listed(held_out, owner, None)]
+    is_common = value_at(document[STAGES][index], ("data", "evaluation")) is None
+    key = "data.evaluation" if is_common else f"{STAGES}.{index}.data.evaluation"
+    return [Listed(source, owner, f"{key}.{number}") for number, source in enumerate(data.evaluation)]
+
+
+def _listed_twice(listed: Sequence[Listed]) -> Iterator[Problem]:
+    rows = [rows_of(one.entry) for one in listed]
+    for number, one in enumerate(listed):
+        if rows[number] in rows[:number]:
+            yield Problem(str(one.where), f"{one.owner} lists these rows twice", "remove one of the two")
+
+
+def _is_readable(entry: EvaluationSource, of: frozenset[str], formats: frozenset[str]) -> bool:
+    """Can an objective that learns from `formats` measure rows whose format was found by one that learns from `of`, or was given?"""
+    return of <= formats if entry.format is None else entry.format.kind in formats
+
+
+def _retained(entry: EvaluationSource) -> EvaluationSource:
+    return entry.model_copy(update={"role": "retained"})
+
+
+def _document(entry: EvaluationSource, name: str) -> dict[str, Any]:
+    return {**entry.model_dump(mode="json", exclude_unset=True), "name": name, "role": entry.role}
 
 
 def _beginning(previous: Recipe, own: Recipe, wanted: Beginning | None) -> str:
@@ -229,7 +286,11 @@ def _within(document: dict[str, Any], index: int) -> Iterator[Finding]:
     if "data" not in sections:
         yield (STAGES, index), "missing key `data`", "give it here, or once for all stages beside `stages`"
         return
-    model = document.get("model") if index == 0 else {"base": "the stage before"}
+    model = document.get("model")
+    if index > 0:
+        # It may have been grown in a stage before where the chain says so.
+        grow, base = (value_at(document, ("model", key)) for key in ("grow", "base"))
+        model = {"base": "the stage before" if grow is not None else base or "builtin:random"}
     for path, what, hint in check_relations({**sections, "model": model}):
         is_own = bool(path) and path[0] in own and (len(path) == 1 or value_at(document[STAGES][index], path) is not None)
         yield (STAGES, index, *path) if is_own else path, what, hint

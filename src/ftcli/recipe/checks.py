@@ -34,6 +34,18 @@ def check_relations(data: dict[str, Any]) -> list[Finding]:
     return [finding for check in checks for finding in check(data)]
 
 
+def check_following(data: dict[str, Any]) -> list[Finding]:
+    """The same of a recipe to which a run that goes on from another adds what it replays."""
+    sources = value_at(data, ("data", "train"))
+    if not isinstance(sources, list):
+        return check_relations(data)
+    has_own = any(isinstance(source, dict) and source.get("role") == "replay" for source in sources)
+    mixture = data["data"].get("mixture") or (None if has_own else {"kind": "replay"})
+    with_buffer = {**data, "data": {**data["data"], "train": [*sources, {"role": "replay"}], "mixture": mixture}}
+    alone = list(_replay(data))
+    return [finding for finding in check_relations(data) if finding not in alone] + list(_replay(with_buffer))
+
+
 def _base_or_init(data: dict[str, Any]) -> Iterator[Finding]:
     model = data.get("model")
     if not isinstance(model, dict):
@@ -57,7 +69,9 @@ def _grown_base(data: dict[str, Any]) -> Iterator[Finding]:
     if grow is not None and method is not None and method.artefact == "adapter":
         what = f"a grown base is saved as a whole model, and method `{kind}` leaves an adapter"
         yield ("model", "grow"), what, "`method: {kind: freeze, grown: true}` trains what was added, `full` everything"
-    if value_at(data, ("method", "grown")) is True and grow is None:
+    # What else the base may be, was perhaps grown by an earlier run, which only its folder tells.
+    is_new = value_at(data, ("model", "init")) is not None or str(value_at(data, ("model", "base"))).startswith("builtin:")
+    if value_at(data, ("method", "grown")) is True and grow is None and is_new:
         yield ("method", "grown"), "the base is not grown", "`model.grow` says how"
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from ftcli.errors import Problem, RecipeError, did_you_mean
-from ftcli.recipe.checks import check_relations
+from ftcli.recipe.checks import check_following, check_relations
 from ftcli.recipe.explain import Finding, explain
 from ftcli.recipe.overrides import apply_overrides
 from ftcli.recipe.recipe import Recipe
@@ -36,13 +36,17 @@ class LoadedRecipe:
     """The parsed file with the overrides in it, before defaults."""
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, follows: bool = False) -> LoadedRecipe:
     """The recipe at `path` with `overrides` (``path.to.key=value``) applied; relative paths in it count from its folder.
+
+    Args:
+        follows: its run goes on from another, and replays what that one has seen.
 
     Raises:
         RecipeError: it cannot be read, or something in it is wrong; names every problem with its line.
     """
-    recipe, text, data = load_document(path, Recipe, "ftcli recipe", check_relations, overrides)
+    relations = check_following if follows else check_relations
+    recipe, text, data = load_document(path, Recipe, "ftcli recipe", relations, overrides)
     return LoadedRecipe(recipe, text, path, data)
 
 

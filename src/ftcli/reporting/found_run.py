@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ftcli.errors import Problem, UsageError, did_you_mean
 
 MANIFEST, METRICS, SAMPLES, LOCK = "manifest.json", "metrics.jsonl", "samples.jsonl", ".lock"
-RESOLVED_RECIPE, RECIPE = "recipe.resolved.yaml", "recipe.yaml"
+RESOLVED_RECIPE, RECIPE, CHAIN_SUMMARY = "recipe.resolved.yaml", "recipe.yaml", "chain.json"
 ARTEFACTS = {"adapter": "adapter_config.json", "model": "config.json"}
 """What a run leaves, and the file that says it is there."""
 
@@ -222,6 +222,11 @@ def find_run(target: str, folder: Path) -> Path:
         if is_run(path):
             return path
     names = [str(path.relative_to(folder)) for path in runs_in(folder)] if folder.is_dir() else []
+    stages = [path for path in (Path(target), folder / target) if (path / CHAIN_SUMMARY).is_file()]
+    if stages:
+        runs = runs_in(stages[0])
+        way_out = f"name stages of it: {', '.join(f'`{run}`' for run in runs)}; {stages[0] / 'report.html'} is over all of them"
+        raise UsageError("there is no such run", [Problem("", f"`{target}` is a chain of {len(runs)} runs", way_out)])
     what = "is no run folder" if Path(target).exists() else "does not exist"
     hint = did_you_mean(target, names) or (f"runs in `{folder}`: {', '.join(names[:10])}" if names else None)
     raise UsageError("there is no such run", [Problem("", f"`{target}` {what}", hint)])

@@ -12,7 +12,7 @@ from ftcli.reporting.found_run import read_run
 from ftcli.reporting.markdown import markdown_text
 from ftcli.reporting.page import Block, Document, Items, Section, Table, Tone, html_page
 from ftcli.reporting.several import several_document
-from ftcli.training.stages import retention_lines
+from ftcli.training.stages import proof_word, retention_lines
 
 
 def write_stages_report(path: Path, title: str, found: dict[str, Any], runs: Sequence[Path]) -> None:
@@ -30,7 +30,7 @@ def write_stages_report(path: Path, title: str, found: dict[str, Any], runs: Seq
 def stages_document(title: str, found: dict[str, Any], runs: Sequence[Path]) -> Document:
     """The matrix of stages and sources first, then everything there is to say of the runs."""
     beside = several_document([read_run(run) for run in runs])
-    failed = [proof for proof in found["proofs"] if not proof["passed"]]
+    failed = [proof for proof in found["proofs"] if proof["passed"] is False]
     lead = (
         [f"{len(failed)} of {len(found['proofs'])} stages did not begin where the one before ended."] if failed else retention_lines(found)
     )
@@ -51,4 +51,4 @@ def _matrix(found: dict[str, Any]) -> Table:
 def _proofs(found: dict[str, Any]) -> list[Block]:
     if not found["proofs"]:
         return []
-    return [Items([f"{'passed' if proof['passed'] else 'FAILED'}: {proof['stage']} {proof['detail']}" for proof in found["proofs"]])]
+    return [Items([f"{proof_word(proof)}: {proof['stage']} {proof['detail']}" for proof in found["proofs"]])]

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.data.buffer import fill_buffer, read_buffer
-from ftcli.data.settings import EvaluationSource
+from ftcli.data.buffer import Kept
+from ftcli.data.mixtures import Mixture
+from ftcli.data.mixtures.replay import Replay
+from ftcli.data.names import free_name, rows_of
+from ftcli.data.settings import Data, EvaluationSource
 from ftcli.errors import Problem, RequestError, UsageError
 from ftcli.files import write_json
+from ftcli.models.settings import Model
 from ftcli.recipe.chain import MERGED
-from ftcli.recipe.load import LoadedRecipe, load_recipe
+from ftcli.recipe.load import LoadedRecipe
 from ftcli.recipe.recipe import Recipe
 from ftcli.reporting.stages import write_stages_report
+from ftcli.training.earlier import Earlier
 from ftcli.training.folder import RunFolder
 from ftcli.training.run import run_folder, run_recipe
-from ftcli.training.stages import Summary, over_stages, report_lines, require_proven
+from ftcli.training.stages import Summary, last_run, over_stages, report_lines, require_proven
 
 if TYPE_CHECKING:
     from ftcli.reporting.live import Reporter
 
 STAGES_FILE, STAGES_REPORT = "stages.json", "stages.html"
+# What became of these is in the earlier run's model.
+_OF_THE_BASE = ("base", "init", "revision", "tokenizer", "add_tokens", "grow", "rope")
 
 
 def run_after(loaded: LoadedRecipe, earlier: Path, reporter: Reporter, *, replay_rows: int, resume: bool = False) -> Summary:
@@ -35,6 +44,7 @@ def run_after(loaded: LoadedRecipe, earlier: Path, reporter: Reporter, *, replay
         RequestError: the earlier run is not finished, is of another base, or its data is not there any more.
         GateError: the run did not begin where the earlier one ended.
     """
+    earlier = last_run(earlier)
     following = follow(loaded, earlier, replay_rows, reporter)
     summary = run_recipe(following, reporter, resume=resume)
     folder = run_folder(following.recipe)
@@ -42,11 +52,19 @@ def run_after(loaded: LoadedRecipe, earlier: Path, reporter: Reporter, *, replay
     runs = [*history(earlier), folder]
     names = [f"{index}-{run.manifest()['name']}" for index, run in enumerate(runs, 1)]
     found = over_stages(names, [run.manifest()["summary"] for run in runs])
+    _excuse_rescaled(found, [Earlier(run, reporter).recipe.model for run in runs])
     write_json(folder.path / STAGES_FILE, {"runs": [str(run.path) for run in runs], **found})
     write_stages_report(folder.path / STAGES_REPORT, f"{following.recipe.name} and before", found, [run.path for run in runs])
     reporter.note("\n" + "\n".join(report_lines(found)))
     require_proven(found)
     return {**summary, "stages": found}
+
+
+def _excuse_rescaled(found: Summary, models: Sequence[Model]) -> None:
+    """A run that scales positions anew computes something else from its first step on: nothing can be said of where it began."""
+    for proof, (before, after) in zip(found["proofs"], pairwise(models), strict=True):
+        if proof["passed"] is False and after.rope is not None and after.rope != before.rope:
+            proof.update(passed=None, detail=f"{proof['detail']}; `model.rope` changes what is computed")
 
 
 def history(run: Path) -> list[RunFolder]:
@@ -73,68 +91,165 @@ def follow(loaded: LoadedRecipe, earlier: Path, replay_rows: int, reporter: Repo
     """The recipe with its beginning, the buffer and the earlier runs' evaluation sources written into it.
 
     Raises:
-        RequestError: it names another base, or begins elsewhere already.
+        RequestError: it names another base, asks for what the earlier run's model cannot be given, or begins elsewhere already.
     """
-    history(earlier)
-    earlier = earlier.resolve()
-    previous, recipe = load_recipe(earlier / "recipe.resolved.yaml").recipe, loaded.recipe
-    _require_open(loaded, previous)
-    changes: dict[str, Any] = _beginning(recipe, previous, earlier, reporter)
-    kept = [] if replay_rows == 0 else _buffer(previous, earlier, replay_rows)
-    own = [_as_retained(source) for source in recipe.data.evaluation]
-    retained = [source for source in map(_as_retained, previous.data.evaluation) if source not in own]
+    runs = [Earlier(folder, reporter) for folder in history(last_run(earlier))]
+    previous, recipe = runs[-1], loaded.recipe
+    _require_open(recipe, previous)
+    changes = _beginning(recipe, runs, reporter)
+    kept = [] if replay_rows == 0 else previous.buffer(replay_rows)
+    _tell_size(kept, replay_rows, reporter)
     data = recipe.data.model_dump(mode="json", exclude_unset=True)
-    data["train"] += [source.model_dump(mode="json") for source in kept]
-    data["evaluation"] = [source.model_dump(mode="json") for source in (*recipe.data.evaluation, *retained)]
+    data["evaluation"] = [source.model_dump(mode="json") for source in _evaluation(recipe, previous, reporter)]
+    sampled = [entry for entry in kept if entry.num_rows]
+    if sampled:
+        mixture = _mixture(recipe.data)
+        weights = _weights(sampled, mixture, recipe, Model.model_validate_json(json.dumps(changes["model"])), reporter)
+        sources = [entry.source.model_dump(mode="json") for entry in sampled]
+        data["train"] += [{**source, "weight": weight} for source, weight in zip(sources, weights, strict=True)]
+        data["mixture"] = mixture.model_dump(mode="json")
     document = {**recipe.model_dump(mode="json"), **changes, "data": data}
-    found = Recipe.model_validate_json(json.dumps(document))
-    return replace(loaded, recipe=found)
+    return replace(loaded, recipe=Recipe.model_validate_json(json.dumps(document)))
 
 
-def _as_retained(source: EvaluationSource) -> EvaluationSource:
-    return source.model_copy(update={"role": "retained"})
-
-
-def _require_open(loaded: LoadedRecipe, previous: Recipe) -> None:
-    recipe = loaded.recipe
+def _require_open(recipe: Recipe, previous: Earlier) -> None:
     problems = []
     if recipe.init_from is not None:
         problems.append(Problem("init_from", "--after says where the run begins", "remove one of the two"))
-    if (recipe.model.base, recipe.model.init) != (previous.model.base, previous.model.init):
-        what = f"is `{recipe.model.base or 'random weights'}`, and the earlier run's was `{previous.model.base or 'random weights'}`"
+    bases = [(found.model.base, found.model.init, found.model.revision) for found in previous.bases()]
+    if (recipe.model.base, recipe.model.init, recipe.model.revision) not in bases:
+        first = bases[-1][0] or "random weights"
+        what = f"is `{recipe.model.base or 'random weights'}`, and the earlier run's was `{first}`"
         problems.append(Problem("model.base", what, "name the same base: the run begins with what became of it"))
+    known = [found.model.tokenizer for found in previous.bases()]
+    if recipe.model.tokenizer is not None and recipe.model.tokenizer not in known:
+        what = f"is `{recipe.model.tokenizer}`, and the run begins with the earlier one's tokenizer"
+        problems.append(Problem("model.tokenizer", what, "leave it out"))
     if problems:
         raise RequestError("the run cannot begin after the other", problems)
 
 
-def _beginning(recipe: Recipe, previous: Recipe, earlier: Path, reporter: Reporter) -> dict[str, Any]:
-    """What changes of `model` and `init_from`."""
-    if previous.method.artefact == "adapter" and recipe.method == previous.method:
-        return {"init_from": {"path": str(earlier), "adapter": "keep"}, "model": previous.model.model_dump(mode="json")}
+def _beginning(recipe: Recipe, runs: Sequence[Earlier], reporter: Reporter) -> dict[str, Any]:
+    """What changes of `model` and `init_from`.
+
+    Raises:
+        RequestError: the base is to be another, and the adapter on it cannot be merged into it.
+    """
+    previous, earlier = runs[-1].recipe, runs[-1].folder.path
+    added = _added(recipe, [run.recipe.model for run in runs], reporter)
+    is_adapter = previous.method.artefact == "adapter"
+    if is_adapter and recipe.method == previous.method and not added:
+        own = {key: value for key, value in recipe.model.model_dump(mode="json", exclude_unset=True).items() if key not in _OF_THE_BASE}
+        model = {**previous.model.model_dump(mode="json"), **own}
+        return {"init_from": {"path": str(earlier), "adapter": "keep"}, "model": model}
+    if is_adapter and added and not previous.method.merges:
+        what = f"changes the base below an adapter of kind `{previous.method.kind}`, which cannot be merged into it"
+        raise RequestError("the run cannot begin after the other", [Problem(f"model.{key}", what, "leave it out") for key in added])
     folder = earlier / "model"
-    if previous.method.artefact == "adapter":
+    if is_adapter:
         from ftcli.exporting.merge_run import merge_run
 
         folder = earlier / MERGED
+        if recipe.method == previous.method:
+            reporter.note(f"{' and '.join(f'`model.{key}`' for key in added)}: on the base with the earlier adapter merged into it")
         if not folder.is_dir():
             reporter.note(merge_run(earlier, folder, progress=reporter).line())
-    fresh = {"base": str(folder), "init": None, "revision": None, "tokenizer": None, "add_tokens": None, "grow": None, "rope": None}
+    fresh = {**dict.fromkeys(_OF_THE_BASE), **added, "base": str(folder)}
     return {"model": {**recipe.model.model_dump(mode="json"), **fresh}}
 
 
-def _buffer(previous: Recipe, earlier: Path, size: int) -> list[Any]:
-    """The sample of what the earlier run and all before it were trained on, written into the earlier run's folder once."""
-    folder = earlier / f"replay-{size}"
-    kept = read_buffer(folder)
-    if not kept:
-        before = [entry for path in _buffers_of(previous) for entry in read_buffer(path)]
-        known = {entry.source.source for entry in before}
-        own = [source for source in previous.data.train if source.source not in known]
-        kept = fill_buffer(own, before, folder, size, previous.train.seed, f" of {previous.name}")
-    return [entry.source for entry in kept]
+def _added(recipe: Recipe, before: Sequence[Model], reporter: Reporter) -> dict[str, Any]:
+    """What the recipe adds to the base beyond what earlier runs have added; the same again is there already."""
+    model, added = recipe.model, dict[str, Any]()
+    trains_grown = getattr(recipe.method, "grown", False)
+    for key in ("grow", "rope"):
+        if (value := getattr(model, key)) is None:
+            continue
+        # A method that trains what is grown needs something that is.
+        if any(getattr(other, key) == value for other in before) and not (key == "grow" and trains_grown):
+            reporter.note(f"`model.{key}` is in the earlier run's model already")
+        else:
+            added[key] = value.model_dump(mode="json")
+    if (settings := model.add_tokens) is None:
+        return added
+    if settings.mine is not None:
+        return {**added, "add_tokens": settings.model_dump(mode="json")}
+    known = {text for other in before if other.add_tokens is not None for text in other.add_tokens.known()}
+    texts = [text for text in settings.known() if text not in known]
+    if len(texts) < len(settings.known()):
+        reporter.note(f"{len(settings.known()) - len(texts)} of `model.add_tokens` are in the earlier run's vocabulary already")
+    if texts:
+        described = {token: words for token, words in settings.descriptions.items() if settings.text(token) in texts}
+        added["add_tokens"] = settings.settled(texts).model_copy(update={"descriptions": described}).model_dump(mode="json")
+    return added
 
 
-def _buffers_of(recipe: Recipe) -> list[Path]:
-    """Folders of buffers among the sources."""
-    files = [Path(source.source.path) for source in recipe.data.train if source.source.kind == "file" and source.role == "replay"]
-    return list(dict.fromkeys(file.parent for file in files))
+def _evaluation(recipe: Recipe, previous: Earlier, reporter: Reporter) -> list[EvaluationSource]:
+    """The recipe's own sources, and the earlier runs' that are not among them, each by a name that no other has in the life of runs."""
+    retained, own = previous.evaluation(), list(recipe.data.evaluation)
+    held_out = recipe.data.held_out()
+    names, known = [source.name for source in retained if source.name is not None], {rows_of(source): source.name for source in retained}
+    if held_out is not None:
+        own = [held_out if rows_of(held_out) in known else held_out.model_copy(update={"name": free_name(held_out.name or "", names)})]
+    for index, source in enumerate(own):
+        if rows_of(source) in known:
+            own[index] = source.model_copy(update={"name": source.name or known[rows_of(source)]})
+        elif source.name in names:
+            name = free_name(f"{source.name} of {recipe.name}", names)
+            reporter.note(f"`{source.name}` was another source in the earlier run: here it is called `{name}`")
+            own[index] = source.model_copy(update={"name": name})
+    mine = set(map(rows_of, own))
+    found = []
+    for source in retained:
+        if rows_of(source) in mine:
+            continue
+        kinds = previous.recipe.objective.formats if source.format is None else {source.format.kind}
+        if kinds <= recipe.objective.formats:
+            found.append(source)
+        else:
+            reporter.note(f"`{source.name}` is not measured any more: objective `{recipe.objective.kind}` cannot")
+    return [*own, *found]
+
+
+def _tell_size(kept: Sequence[Kept], size: int, reporter: Reporter) -> None:
+    """Say so where the buffer is smaller than was asked for, though more rows were seen."""
+    num_rows, seen = sum(entry.num_rows for entry in kept), sum(entry.seen for entry in kept)
+    if num_rows < min(size, seen):
+        reporter.note(
+            f"{num_rows} rows are replayed, not {size}: they stand for {seen}, of which the buffer before has kept no more, "
+            "and with more of the last run's rows the sample would not be fair"
+        )
+
+
+def _mixture(data: Data) -> Mixture:
+    """How new rows and the buffer are mixed: as the recipe says, else with a share of replay."""
+    has_own = "mixture" in data.model_fields_set or any(source.role == "replay" for source in data.train)
+    return data.mixture if has_own else Replay()
+
+
+def _weights(kept: Sequence[Kept], mixture: Mixture, recipe: Recipe, model: Model, reporter: Reporter) -> list[float]:
+    """A weight for each source of the buffer with which all of its rows are seen equally often; 1 on average.
+
+    Each of its rows stands for equally many that were ever seen, so that of these none counts for more than another either.
+    """
+    if mixture.kind == "passes" or len(kept) == 1:
+        return [1.0] * len(kept)
+    parts = [float(entry.num_rows) for entry in kept]
+    if mixture.kind == "balanced":
+        parts = [part ** (1 - mixture.temperature) for part in parts]
+    elif mixture.kind == "replay" or (mixture.kind == "shares" and mixture.unit == "tokens"):
+        parts = _num_tokens(kept, recipe, model, reporter)
+    return [part * len(parts) / sum(parts) for part in parts]
+
+
+def _num_tokens(kept: Sequence[Kept], recipe: Recipe, model: Model, reporter: Reporter) -> list[float]:
+    """Tokens of each source of the buffer, as the run will read it."""
+    from ftcli.data.prepare import prepare
+    from ftcli.training.assemble import cache_folder
+
+    sources = tuple(entry.source for entry in kept)
+    data = recipe.data.model_copy(update={"train": sources, "evaluation": (), "holdout": 0.0, "mixture": Replay()})
+    found = prepare(
+        data, model.load_tokenizer(), cache_folder=cache_folder(), progress=reporter, formats=recipe.objective.formats
+    )  # fmt: skip
+    return [float(max(1, store.report.num_tokens)) for store in found.train]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcli.data.prepare import look
 from ftcli.errors import Problem, RequestError, UsageError
 from ftcli.files import write_json, write_text
-from ftcli.recipe.chain import MERGED, STAGES, ChainStage, LoadedChain, on_first_base
+from ftcli.recipe.chain import MERGED, STAGES, SUMMARY_FILE, ChainStage, LoadedChain, on_first_base
 from ftcli.reporting.stages import write_stages_report
 from ftcli.training.run import run_folder, run_recipe
 from ftcli.training.stages import Summary, over_stages, report_lines, require_proven
@@ -17,7 +15,7 @@ from ftcli.training.stages import Summary, over_stages, report_lines, require_pr
 if TYPE_CHECKING:
     from ftcli.reporting.live import Reporter
 
-CHAIN_FILE, SUMMARY_FILE, REPORT_FILE = "chain.yaml", "chain.json", "report.html"
+CHAIN_FILE, REPORT_FILE = "chain.yaml", "report.html"
 
 
 def run_chain(loaded: LoadedChain, reporter: Reporter, *, resume: bool = False, first_rows: int | None = None) -> Summary:
@@ -47,6 +45,10 @@ def run_chain(loaded: LoadedChain, reporter: Reporter, *, resume: bool = False, 
         if stage.begin == "merge":
             _merge_before(loaded.stages[index - 1], reporter)
         summaries.append(_run_stage(stage, reporter, first_rows))
+        if index > 0:
+            # So that a run `--after` this chain knows all stages.
+            before = run_folder(loaded.stages[index - 1].loaded.recipe).path
+            run_folder(stage.loaded.recipe).update_manifest(after=str(before))
         _write(loaded, summaries)
     found = _write(loaded, summaries)
     reporter.note("\n" + "\n".join(report_lines(found)))
@@ -128,9 +130,3 @@ def _write(loaded: LoadedChain, summaries: list[Summary]) -> Summary:
 
 def _short(summary: Summary) -> Summary:
     return {key: summary[key] for key in ("name", "status", "folder", "artefact", "steps", "loss", "seconds", "proofs")}
-
-
-def read_chain(folder: Path) -> Summary:
-    """What chain.json says."""
-    found: Summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    return found

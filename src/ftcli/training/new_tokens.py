@@ -66,8 +66,9 @@ def settle_tokens(recipe: Recipe, first_rows: int | None = None) -> tuple[Recipe
         mined = tuple(mine_tokens(counts, base, settings.mine))
         texts = tuple(token.text for token in mined)
         if not texts:
-            what = "no word of the training texts would save a token"
-            raise RequestError("tokens cannot be added", [Problem("model.add_tokens.mine", what, "leave `add_tokens` out")])
+            what = "no word that stands behind a space in the training texts would save a token"
+            hint = "leave `add_tokens` out, or name `tokens`; `leading_space: false` for words at the start of lines"
+            raise RequestError("tokens cannot be added", [Problem("model.add_tokens.mine", what, hint)])
     model = recipe.model if settings.is_settled else recipe.model.model_copy(update={"add_tokens": settings.settled(texts)})
     recipe = recipe.model_copy(update={"model": model})
     before, after = _tokens_per_byte(recipe, base, model, first_rows)

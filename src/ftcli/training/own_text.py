@@ -19,7 +19,7 @@ from ftcli.data.sources.file import File
 from ftcli.data.sources.own_text import OwnText
 from ftcli.errors import Problem, RequestError, RunError
 from ftcli.files import said_when_disk_is_full
-from ftcli.models.fingerprint import base_fingerprint, stored_fingerprint
+from ftcli.models.fingerprint import answers_fingerprint, stored_fingerprint
 from ftcli.training.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ class _Writer:
 
     def written(self, settings: OwnText) -> Path:
         """The file with the samples."""
-        content = [self._base(), self._tokenizer.fingerprint, self._settings.dtype, settings.model_dump(mode="json")]
+        device = _device(self._recipe).type  # decides what `auto` is, and how numbers are rounded
+        how = [self._settings.dtype, self._settings.attention, device]
+        content = [self._base(), self._tokenizer.fingerprint, *how, settings.model_dump(mode="json")]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:KEY_LENGTH]
         # Named for what it is: a file source is called after its file.
         path = self._folder / key / "self.jsonl"
@@ -100,12 +102,13 @@ class _Writer:
             torch.cuda.empty_cache()
 
     def _base(self) -> str:
-        """What the base's weights are, from its files where it has any."""
+        """What the base is, from its files where it has any."""
         from ftcli.models.locate import model_folder
 
         model = self._settings
         if model.base is None:
-            return base_fingerprint(self._loaded())  # type: ignore[arg-type]
+            loaded: Any = self._loaded()
+            return answers_fingerprint(loaded, loaded.named_parameters())
         return stored_fingerprint(model_folder(model.base, model.revision))
 
     def _loaded(self) -> nn.Module:

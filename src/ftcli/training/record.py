@@ -76,6 +76,7 @@ def summary_of(
         "before": evaluations[0] if evaluations else {},
         "after": evaluations[-1] if evaluations else {},
         **({"regularizers": held[-1]} if held else {}),
+        "rows": {store.name: store.rows_key for store in data.prepared.evaluation},
         "proofs": [proof.to_json() for proof in proofs],
         "folder": str(folder.path),
         "new_tokens": None if data.new_tokens is None else data.new_tokens.summary(),

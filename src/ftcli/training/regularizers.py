@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 from ftcli.errors import Problem, RequestError, RunError
 from ftcli.files import PARTIAL, said_when_disk_is_full
 from ftcli.layout.model import inner_model
+from ftcli.models.fingerprint import answers_fingerprint
 from ftcli.training.proofs import frozen_tensors, hash_tensors
-from ftcli.training.resources import teacher_kind
+from ftcli.training.resources import teacher_kind, teacher_refused
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from ftcli.data.prepare import Progress
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 START_FILE, FISHER_FILE = "start.safetensors", "fisher.safetensors"
 # Raise it when the same weights and trees give other answers or another Fisher information than before.
-CODE_VERSION = 1
+CODE_VERSION = 2
 MICRO_BATCH_TOKENS = 4096
 
 
@@ -146,11 +147,15 @@ class _Making:
 
     def teacher(self, name: str) -> Teacher:
         """The model that answers under `name`."""
+        from ftcli.methods.adapter_off import trained_in_place
+        from ftcli.objectives.regularize.start import Start
         from ftcli.objectives.regularize.teacher import AdapterOff, AtStart, OtherModel
 
-        kind = teacher_kind(name, self.recipe)
+        kind = teacher_kind(name, self.recipe, self.parts.module)
         if kind == "off":
-            return AdapterOff()
+            # Without `init_from` they begin as they are in the base, resumed or not: a checkpoint's weights come later.
+            in_place = trained_in_place(self.parts.module)
+            return AdapterOff(Start.of(self.parts.module, in_place) if in_place else None)
         if kind == "start":
             return AtStart(self.start)
         return OtherModel(self._other_model(None if name == "base" else name))
@@ -169,7 +174,12 @@ class _Making:
             # What else is said of the base, its growth for one, is not said of the teacher.
             kept = recipe.model.model_dump(include={"dtype", "attention", "trust_remote_code"})
             recipe = recipe.model_copy(update={"model": type(recipe.model)(base=reference, **kept)})
-        base = self.load_base(recipe)
+        try:
+            base = self.load_base(recipe)
+        except RequestError as error:
+            if reference is None:
+                raise
+            raise teacher_refused(error) from error
         ours, theirs = (len(m.get_output_embeddings().weight) for m in (inner_model(self.parts.module), base))
         if ours != theirs:
             what = f"`{reference or recipe.model.base}` predicts {theirs} tokens and the model {ours}"
@@ -224,13 +234,18 @@ class _Making:
 
     def _teacher_key(self, teacher: Teacher, name: str) -> str:
         """All that a teacher's answers depend on but the trees."""
-        import torch
+        from ftcli.methods.adapter_off import tensors_without_adapter
 
-        is_off = name == "base" and self.recipe.method.artefact == "adapter"
+        is_off = teacher_kind(name, self.recipe, self.parts.module) == "off"
         with teacher.lent(self.parts.model) as model:
-            weights = hash_tensors(frozen_tensors(model.module) if is_off else model.module.named_parameters())
-            dtype = inner_model(model.module).dtype
-        return repr([CODE_VERSION, weights, dtype, self.accelerator.mixed_precision, is_off, torch.__version__])
+            tensors = tensors_without_adapter(model.module) if is_off else [*model.module.named_parameters(), *model.module.named_buffers()]
+            method = None if is_off else self.recipe.method
+            return self._key(model.module, tensors, method)
+
+    def _key(self, module: nn.Module, tensors: Iterable[tuple[str, Tensor]], *about: object) -> str:
+        """All that what is computed with these weights depends on."""
+        precision = self.accelerator.mixed_precision, self.accelerator.device.type
+        return answers_fingerprint(inner_model(module), tensors, CODE_VERSION, *precision, *about)
 
     # ---- the Fisher information ------------------------------------------------------------------------------------------
 
@@ -270,17 +285,16 @@ class _Making:
 
     def _measured(self, settings: EWC) -> dict[str, Tensor]:
         """F from the cache, or measured now."""
-        import torch
-
         from ftcli.objectives.regularize.fisher import measured_fisher
 
         stores = self._fisher_stores(settings)
-        weights = hash_tensors([*self.start.values.items(), *frozen_tensors(self.parts.module)])
-        content = [
-            *(CODE_VERSION, weights, settings.examples, settings.labels, self.recipe.train.seed, self.parts.layout.layout),
-            *(self.recipe.objective.model_dump(exclude={"regularize"}), [store.report.cache_key for store in stores], torch.__version__),
+        module = self.parts.module
+        tensors = [*self.start.values.items(), *frozen_tensors(module), *module.named_buffers()]
+        about = [
+            *(settings.examples, settings.labels, self.recipe.train.seed, self.parts.layout.layout),
+            *(self.recipe.objective.model_dump(exclude={"regularize"}), [store.report.cache_key for store in stores]),
         ]
-        path = stores[0].folder / f"fisher-{hashlib.sha256(repr(content).encode()).hexdigest()[:32]}.safetensors"
+        path = stores[0].folder / f"fisher-{self._key(module, tensors, self.recipe.method, about)[:32]}.safetensors"
         if path.is_file():
             return self._read(path, "objective.regularize")
         found = measured_fisher(

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ftcli.errors import RequestError
+from ftcli.errors import Problem, RequestError
+from ftcli.methods.adapter_off import trained_in_place
 from ftcli.methods.parameter_groups import trained_parameters
 from ftcli.units import format_bytes
 
@@ -45,8 +46,8 @@ def training_bytes(module: nn.Module, at_work: float = 1.0, held: int = 0) -> in
 
 
 def held_bytes(recipe: Recipe, module: nn.Module) -> int:
-    """What the recipe's regularizers hold beside the model: its start once for all of them, Fisher information, and teachers that
-    are models of their own.
+    """What the recipe's regularizers hold beside the model: its start once for all of them, Fisher information, the base's values of
+    what trains in place beside an adapter, and teachers that are models of their own.
 
     A teacher whose answers are cached is gone before the first step.
 
@@ -65,17 +66,35 @@ def held_bytes(recipe: Recipe, module: nn.Module) -> int:
             holds_start = True
             others += FISHER_BYTES * sum(p.numel() for p in trained) if isinstance(settings, EWC) else 0
         elif settings.cache is None:
-            teacher = teacher_kind(settings.teacher, recipe)
+            teacher = teacher_kind(settings.teacher, recipe, module)
             holds_start = holds_start or teacher == "start"
+            others += _in_place_bytes(module) if teacher == "off" else 0
             others += _teacher_bytes(settings.teacher, recipe, module) if teacher == "other" else 0
     return others + (sum(p.numel() * p.element_size() for p in trained) if holds_start else 0)
 
 
-def teacher_kind(name: str, recipe: Recipe) -> Literal["off", "start", "other"]:
-    """What answers under a name: the model with its adapter off, with its first weights, or another model."""
+def teacher_kind(name: str, recipe: Recipe, module: nn.Module) -> Literal["off", "start", "other"]:
+    """What answers under a name: the model with its adapter off, with its first weights, or another model.
+
+    After `init_from` what trains in place begins as something else than the base, of which a copy is then needed.
+    """
     if name == "base" and recipe.method.artefact != "model":
-        return "off"
+        is_moved = recipe.init_from is not None and (recipe.model.add_tokens is not None or trained_in_place(module))
+        return "other" if is_moved else "off"
     return "start" if name == "start" or (name == "base" and recipe.init_from is None) else "other"
+
+
+def _in_place_bytes(module: nn.Module) -> int:
+    names = set(trained_in_place(module))
+    return sum(p.numel() * p.element_size() for name, p in trained_parameters(module) if name in names)
+
+
+def teacher_refused(error: RequestError) -> RequestError:
+    """The same, said of the key that named the model."""
+    where = "objective.regularize.teacher"
+    said = [(problem.where.removeprefix("model.base: "), problem.what, problem.hint) for problem in error.problems]
+    problems = [Problem(where, f"`{name}` {what}" if name else what, hint) for name, what, hint in said]
+    return RequestError("the teacher cannot be loaded", problems or [Problem(where, error.summary, error.hint)])
 
 
 def _teacher_bytes(name: str, recipe: Recipe, module: nn.Module) -> int:
@@ -88,7 +107,10 @@ def _teacher_bytes(name: str, recipe: Recipe, module: nn.Module) -> int:
 
     from ftcli.models.load import load_config
 
-    config = load_config(type(recipe.model)(base=name, trust_remote_code=recipe.model.trust_remote_code))
+    try:
+        config = load_config(type(recipe.model)(base=name, trust_remote_code=recipe.model.trust_remote_code))
+    except RequestError as error:
+        raise teacher_refused(error) from error
     with torch.device("meta"):
         numbers: int = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     floating = next((p.element_size() for p in own if p.is_floating_point()), 4)

@@ -67,7 +67,9 @@ def _of_the_task(found: Evidence) -> list[str]:
 def _of_the_scores(found: Evidence) -> list[str]:
     told = []
     pool, chosen = found.pool_scores, found.chosen_scores
-    if found.kl_chosen >= found.kl_pool:
+    if f"{found.kl_chosen:.3f}" == f"{found.kl_pool:.3f}":
+        told.append(f"the n-grams of the chosen rows are no nearer to the task than the pool's ({found.kl_pool:.3f} nats)")
+    elif found.kl_chosen > found.kl_pool:
         told.append(
             f"the n-grams of the chosen rows are further from the task ({found.kl_chosen:.3f} nats) than the pool's ({found.kl_pool:.3f}): "
             "random rows would be nearer"

@@ -62,8 +62,9 @@ def kl(target: NDArray[np.float64], raw: NDArray[np.float64], chosen: NDArray[np
 
 
 def shares_of(raw: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of the pool's n-grams; a bucket that no row falls into is not 0, since the task set may have it."""
-    shares: NDArray[np.float64] = np.maximum(raw, 0.5) / max(1.0, raw.sum())
+    """Of the pool's n-grams, which sum to 1; a bucket that no row falls into is not 0, since the task set may have it."""
+    counts = np.maximum(raw, 0.5)
+    shares: NDArray[np.float64] = counts / counts.sum()
     return shares
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ftcli.errors import Problem, RequestError
+from ftcli.files import write_json
 from ftcli.spec import Spec
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 GROWN_ATTRIBUTE = "ftcli_grown"
+GROWN_FILE = "grown.json"
 # Logits of a grown model may differ by this much of the largest logit; by dtype, for sums in another order.
 _ROUNDING = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
 
@@ -113,6 +115,31 @@ def grown_parameters(model: Any) -> frozenset[str]:
     """Names of the parameters that growing added; empty for a model that was not grown."""
     found: frozenset[str] = getattr(model, GROWN_ATTRIBUTE, frozenset())
     return found
+
+
+def note_grown(model: Any, folder: Path) -> None:
+    """Keep beside the weights in `folder` what of the model was grown, for runs that begin with it; nothing where nothing was."""
+    if names := grown_parameters(model):
+        write_json(folder / GROWN_FILE, {"parameters": sorted(names)})
+
+
+def find_grown(model: Any, folder: Path) -> None:
+    """Let the model that was loaded from `folder` know what of it was grown in an earlier run."""
+    path = folder / GROWN_FILE
+    if path.is_file():
+        names = json.loads(path.read_text(encoding="utf-8"))["parameters"]
+        setattr(model, GROWN_ATTRIBUTE, frozenset(names).intersection(name for name, _ in model.named_parameters()))
+
+
+def require_grown(folder: Path) -> None:
+    """Refuse the weights in `folder` where nothing says that something in them was grown.
+
+    Raises:
+        RequestError: nothing does.
+    """
+    if not (folder / GROWN_FILE).is_file():
+        problem = Problem("method.grown", "the base was not grown", "`model.grow` says how")
+        raise RequestError("the method does not fit the model", [problem])
 
 
 def unfit(field: str, what: str, hint: str | None = None) -> RequestError:

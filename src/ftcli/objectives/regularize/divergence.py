@@ -106,6 +106,7 @@ class _Pieces:
                 their_probabilities = theirs.exp()
                 values = (their_probabilities * ratio).sum(-1)
                 gradient = probabilities.sub_(their_probabilities)
+            values.clamp_min_(0.0)  # what is below is rounding
             gradient *= (self.temperature * weights)[:, None]
             return (values * weights).sum() * self.temperature**2, logits, gradient
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,13 @@ class Start:
         self.values = {name: values[name].to(p.device, p.dtype, copy=True) for name, p in self._parameters.items()}
 
     @classmethod
-    def of(cls, module: nn.Module) -> Self:
-        """What the trained parameters of `module` are now."""
-        parameters = dict(trained_parameters(module))
+    def of(cls, module: nn.Module, names: Collection[str] | None = None) -> Self:
+        """What the trained parameters of `module` are now.
+
+        Args:
+            names: of these only; None for all.
+        """
+        parameters = {name: p for name, p in trained_parameters(module) if names is None or name in names}
         return cls(parameters, {name: parameter.detach() for name, parameter in parameters.items()})
 
     def pairs(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:

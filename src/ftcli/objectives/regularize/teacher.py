@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -81,8 +81,15 @@ class AdapterOff(Teacher):
     PEFT's own context manager would mark the adapter's weights as frozen and then all as trained, whatever they were.
     """
 
+    def __init__(self, in_place: Start | None = None) -> None:
+        """
+        Args:
+            in_place: what trains within the base itself, as it is in the base; None where nothing does.
+        """
+        self.in_place = in_place
+
     def lent(self, model: TreeModel) -> AbstractContextManager[TreeModel]:
-        """The trained model, its adapter off."""
+        """The trained model, its adapter off and the base's own weights in place."""
         return self._without_adapter(model)
 
     @contextmanager
@@ -94,7 +101,7 @@ class AdapterOff(Teacher):
             if name in child.__dict__ or hasattr(type(child), name)
         ]
         own = [getattr(child, name) for child, name in flags]
-        with without_dropout(model.module):
+        with without_dropout(model.module), nullcontext() if self.in_place is None else self.in_place.restored():
             try:
                 for child, name in flags:
                     setattr(child, name, True)

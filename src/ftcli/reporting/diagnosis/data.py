@@ -70,7 +70,8 @@ def _given_away(facts: Facts) -> Finding | None:
         if sum(_size(entry) for entry in entries) > SMALL_FILES:
             return None
         learnt = [text for entry in data.train for text in _texts(entry)]
-        for entry in data.evaluation:
+        # Rows that are held out of a source stand in its file, and are not trained on.
+        for entry in (entry for entry in data.evaluation if entry.holdout is None):
             held_out = _texts(entry)
             found[entry.name or entry.source.label()] = find_given_away(learnt, held_out), len(held_out)
     except (FtcliError, OSError):

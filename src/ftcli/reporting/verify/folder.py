@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import FtcliError, Problem, UsageError
-from ftcli.reporting.found_run import ARTEFACTS, is_run
+from ftcli.reporting.found_run import ARTEFACTS, CHAIN_SUMMARY, is_run, runs_in
 from ftcli.reporting.verify.replay import Replay, judged, replay_files, skipped
 from ftcli.reporting.verify.run import DAMAGED, _first_line, verify_run
 
@@ -20,7 +20,7 @@ SHORT_TOLERANCE = 0.1
 
 
 def verify(target: Path, device: str = "auto") -> list[Replay]:
-    """Every proof of a run (and of what was merged in its folder), a merge or an export, replayed against what is there.
+    """Every proof of a run (and of what was merged in its folder), of all runs of a chain, of a merge or an export, replayed.
 
     Raises:
         UsageError: there is no manifest.
@@ -30,12 +30,19 @@ def verify(target: Path, device: str = "auto") -> list[Replay]:
     if is_run(target):
         merged = target / "merged"
         found = verify_folder(merged, device) if (merged / "manifest.json").is_file() else []
-        return [*verify_run(target, device), *(Replay(f"merged/ {replay.name}", replay.outcome, replay.detail) for replay in found)]
+        return [*verify_run(target, device), *_under("merged", found)]
+    if (target / CHAIN_SUMMARY).is_file():
+        return [replay for stage in runs_in(target) for replay in _under(stage.name, verify(stage, device))]
     if not (target / "manifest.json").is_file():
         what = "has no manifest.json: there is nothing to hold it against" if target.is_dir() else "does not exist"
         hint = "runs, merges and exports of ftcli have one"
         raise UsageError("it cannot be verified", [Problem("", f"`{target}` {what}", hint)])
     return verify_folder(target, device)
+
+
+def _under(name: str, replays: list[Replay]) -> list[Replay]:
+    """What was asked of a folder of that name in another."""
+    return [Replay(f"{name}/ {replay.name}", replay.outcome, replay.detail) for replay in replays]
 
 
 def verify_folder(folder: Path, device: str) -> list[Replay]:
