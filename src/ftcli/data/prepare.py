@@ -137,11 +137,15 @@ def prepare(
     builder = _Builder(data, tokenizer, cache_folder, progress, may_grow, first_rows)
     plans: list[_Plan] = []
     for source in _named_sources(data, problems):
+        if source.entry is own_holdout and problems.are_found:
+            continue  # its rows are those of the training source, which has said what is wrong with them
         with problems.collecting():
             plans.append(_plan(source, data, tokenizer, first_rows, formats))
     problems.raise_any()
     stores: dict[Part, list[TreeStore]] = {"train": [], "evaluation": []}
     for plan in plans:
+        if plan.source.entry is own_holdout and problems.are_found:
+            continue
         with problems.collecting():
             stores[plan.source.part].append(builder.store(plan))
     problems.raise_any()
@@ -220,6 +224,10 @@ class _Problems:
 
     def __init__(self) -> None:
         self._errors: list[DataError] = []
+
+    @property
+    def are_found(self) -> bool:
+        return bool(self._errors)
 
     def add(self, problem: Problem) -> None:
         self._errors.append(DataError("", [problem]))

@@ -96,7 +96,8 @@ class Importance:
 
     def learn(self, target: NDArray[np.float64], raw: NDArray[np.float64]) -> None:
         """From (NUM_BUCKETS,) counts of both."""
-        q = shares_of(raw)
+        # the rows are the pool's, so that none of their n-grams is in an empty bucket: no share is set aside for those
+        q = np.maximum(raw, 0.5) / max(1.0, raw.sum())
         p, self._strength = smoothed_towards(q, target)
         self._log_ratio = np.log(p / q)
 
