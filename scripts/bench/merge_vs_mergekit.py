@@ -12,6 +12,7 @@ and written is timed beside them.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -116,6 +117,15 @@ def copy_seconds(paths: list[Path], target: Path) -> float:
     return seconds
 
 
+def hash_seconds(paths: list[Path]) -> float:
+    """Processor seconds that hashing these files takes by itself, which the first merge with them does besides."""
+    began = time.process_time()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, "sha256")
+    return time.process_time() - began
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mergekit-python", type=Path, required=True, help="the Python of an environment with mergekit==0.1.5")
@@ -149,15 +159,15 @@ def main() -> None:
                 measured[method][tool].append(run(command, folder))
                 shutil.rmtree(folder / "out")
     copied = copy_seconds([folder / name / "model.safetensors" for name in ("base", *NAMES)], folder / "copy")
-    report(measured, size, copied)
+    report(measured, size, copied, hash_seconds([folder / "base" / "model.safetensors"]))
     if arguments.json:
         rows = {method: {tool: [vars(cost) for cost in costs] for tool, costs in tools.items()} for method, tools in measured.items()}
         arguments.json.write_text(json.dumps({"model_bytes": size, "copy_seconds": copied, "costs": rows}, indent=1) + "\n")
 
 
-def report(measured: dict[str, dict[str, list[Cost]]], size: int, copied: float) -> None:
+def report(measured: dict[str, dict[str, list[Cost]]], size: int, copied: float, hashed: float) -> None:
     """Medians over rounds, and their ratios to mergekit's."""
-    print(f"model: {size / 2**20:.0f} MiB; reading four and writing one takes {copied:.2f} s by itself\n")
+    print(f"a model: {size / 2**20:.0f} MiB; reading four and writing one: {copied:.2f} s, hashing one: {hashed:.2f} processor s\n")
     print("| method | tool | processor s | wall s | peak MiB | processor ratio | memory ratio |\n|---|---|--:|--:|--:|--:|--:|")
     for method, tools in measured.items():
         medians = {

@@ -26,6 +26,7 @@ from ftcli.data.formats.completion import Completion
 from ftcli.data.formats.instruction import Instruction
 from ftcli.data.formats.label import Label
 from ftcli.data.formats.text import Text
+from ftcli.data.look import look
 from ftcli.data.mixtures import Mixture
 from ftcli.data.mixtures.balanced import Balanced
 from ftcli.data.mixtures.passes import Passes
@@ -33,7 +34,7 @@ from ftcli.data.mixtures.replay import Replay, ShareSchedule
 from ftcli.data.mixtures.shares import Shares
 from ftcli.data.mixtures.stream import Stream
 from ftcli.data.order import Order
-from ftcli.data.prepare import Prepared, look, prepare
+from ftcli.data.prepare import Prepared, prepare
 from ftcli.data.settings import Data, EvaluationSource, Generate, TrainSource
 from ftcli.data.sources import Source
 from ftcli.data.sources.builtin import Builtin

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ftcli.data.look import look
 from ftcli.data.mixtures.passes import Passes
 from ftcli.data.order import Order
-from ftcli.data.prepare import look, prepare
+from ftcli.data.prepare import prepare
 from ftcli.data.settings import Data
 from ftcli.data.store import TreeStore
 from ftcli.errors import DataError

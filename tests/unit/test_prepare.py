@@ -15,7 +15,8 @@ import pytest
 from ftcli.data import chunks
 from ftcli.data.formats.completion import Completion
 from ftcli.data.holdout import holdout_limit, row_hash
-from ftcli.data.prepare import Prepared, examples_of, look, prepare
+from ftcli.data.look import look
+from ftcli.data.prepare import Prepared, examples_of, prepare
 from ftcli.data.settings import Data
 from ftcli.data.store import TreeStore
 from ftcli.data.tree import target_weights

@@ -64,7 +64,7 @@ def _following(loaded: LoadedRecipe, after: Path, replay_rows: int) -> LoadedRec
 
 def _check_fast(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
     """Recipe, tokenizer, template, files, columns and the first rows; nothing heavy is imported."""
-    from ftcli.data.prepare import look
+    from ftcli.data.look import look
     from ftcli.recipe.trackers import require_trackers
 
     require_trackers(loaded.recipe.trackers)

@@ -25,7 +25,7 @@ def calibration_rows(source: Source, data: Path | None) -> list[list[int]]:
     Raises:
         RequestError: there are none.
     """
-    from ftcli.data.prepare import look
+    from ftcli.data.look import look
     from ftcli.data.settings import Data, EvaluationSource
 
     if data is not None:

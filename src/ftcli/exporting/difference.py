@@ -80,7 +80,7 @@ def probe_of(tokenizer: Tokenizer, recipe: Recipe | None) -> list[list[int]]:
     """Token ids to compare models on: the first rows of the run's own data, where they can still be read, and a fixed text."""
     rows = [tokenizer.encode(_PROBE_TEXT)[0]]
     if recipe is not None:
-        from ftcli.data.prepare import look
+        from ftcli.data.look import look
 
         try:
             looks = look(recipe.data, tokenizer, _ROWS_PER_SOURCE, recipe.objective.formats)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftcli.data.prepare import look
+from ftcli.data.look import look
 from ftcli.errors import Problem, RequestError, UsageError
 from ftcli.files import write_json, write_text
 from ftcli.recipe.chain import MERGED, STAGES, SUMMARY_FILE, ChainStage, LoadedChain, on_first_base

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ftcli.merging.methods.sparse import Thinning, at_random, by_magnitude, by_rank, rescaled, whole, without_outliers
 from ftcli.merging.methods.sums import normalised, on_base, weighted_sum
@@ -44,37 +43,26 @@ def elected(changes: Sequence[Array], settings: Settings) -> Array:
     Where the election is a draw nothing changes. The divisor sums magnitudes of weights, so that negative ones cannot bring it near 0.
     """
     weights, elect, divide = settings["weight"], settings["elect"], settings["divide"]
-    weighted = [change if weight == 1 else change * np.float32(weight) for change, weight in zip(changes, weights, strict=True)]
-    if elect == "weighted":
-        voters: Sequence[Array] = weighted
-    elif elect == "sum":
-        voters = changes
-    else:
-        voters = [np.sign(change) for change in changes]
-    balance = weighted_sum(voters, (1,) * len(voters))
-    is_up, is_down = balance > 0, balance < 0
-    total, term = np.zeros_like(balance), np.empty_like(balance)
-    divisor = np.zeros_like(balance) if settings["normalize"] else None
-    for change, vote, weight in zip(weighted, voters, weights, strict=True):
-        agrees = _agreeing(vote, is_up, is_down)
-        total += np.multiply(change, agrees, out=term)
+    is_weighted = elect == "weighted"
+    voters = [np.sign(change) for change in changes] if elect == "count" else changes
+    direction = np.sign(weighted_sum(voters, weights if is_weighted else (1,) * len(voters)))
+    total, term = np.zeros_like(direction), np.empty_like(direction)
+    divisor = np.zeros_like(direction) if settings["normalize"] else None
+    for change, weight in zip(changes, weights, strict=True):
+        if is_weighted and weight == 0:
+            continue  # it has no vote
+        # Above 0 is what goes the elected way; with a negative weight it votes for the other one.
+        np.multiply(change, direction, out=term)
+        (np.minimum if is_weighted and weight < 0 else np.maximum)(term, np.float32(0), out=term)
         if divisor is not None:
-            divisor += np.multiply(agrees, np.float32(abs(weight) if divide == "weights" else 1), out=term)
+            divisor += (term != 0) * np.float32(abs(weight) if divide == "weights" else 1)
+        total += term if weight == 1 else np.multiply(term, np.float32(weight), out=term)
     if divisor is not None:
         # the total is 0 where nobody agrees
         np.maximum(divisor, np.float32(1e-30), out=divisor)
         total /= divisor
+    total *= direction
     return total
-
-
-def _agreeing(vote: Array, is_up: NDArray[np.bool_], is_down: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """True where a vote has the elected sign."""
-    agrees = vote > 0
-    agrees &= is_up
-    against = vote < 0
-    against &= is_down
-    agrees |= against
-    return agrees
 
 
 def task_arithmetic(inputs: Inputs, settings: Settings) -> PieceFunction:

@@ -204,7 +204,7 @@ def look_at_data(settings: Evaluate, speaker: Source) -> None:
     Raises:
         RequestError: the data is wrong, or `weights` name no source.
     """
-    from ftcli.data.prepare import look
+    from ftcli.data.look import look
     from ftcli.models.tokenizer import load_tokenizer
 
     looks = look(_data(settings), load_tokenizer(str(speaker.tokenizer_folder)))
