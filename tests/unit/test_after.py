@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ftcli.cli.main import run
 from ftcli.data.buffer import Seen, fill_buffer, read_buffer
-from ftcli.data.holdout import holdout_limit, row_hash
+from ftcli.data.holdout import held_out
 from ftcli.data.settings import TrainSource
 from ftcli.errors import RequestError
 from ftcli.models.settings import Model
@@ -240,11 +240,10 @@ def test_rows_held_out_or_never_seen_are_not_replayed_and_go_on_being_measured(h
     path = text_recipe(held, "held2", [file_of(held / "more.jsonl")])
     assert run(["train", str(path), "--after", str(held / "held"), "--replay-rows", "100"]) == 0
     rows = [json.loads(line) for line in (held / "words.jsonl").read_text().splitlines()]
-    limit = holdout_limit(rows, 0.05)
-    held_out = {row["text"] for row in rows if row_hash(row) < limit}
+    resting = {rows[place]["text"] for place in held_out(rows, 0.05).places}
     kept = sampled(read_buffer(held / "held" / "replay-100"))
     assert len(kept) == 16
-    assert not held_out & set(kept)
+    assert not resting & set(kept)
     matrix = json.loads((held / "held2" / "stages.json").read_text())["matrix"]
     assert (matrix["sources"], matrix["learnt_at"]) == (["words-holdout", "more-holdout"], [1, 2])
     assert [[value is not None for value in row] for row in matrix["bits_per_byte"]] == [[True, False], [True, False], [True, True]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import pytest
 
 from ftcli.data import chunks
 from ftcli.data.formats.completion import Completion
-from ftcli.data.holdout import holdout_limit, row_hash
+from ftcli.data.holdout import held_out
 from ftcli.data.look import look
 from ftcli.data.prepare import Prepared, examples_of, prepare
 from ftcli.data.settings import Data
+from ftcli.data.sources.file import File
 from ftcli.data.store import TreeStore
 from ftcli.data.tree import target_weights
 from ftcli.data.verdict import nothing_to_train
@@ -233,18 +234,39 @@ def test_how_many_rows_are_held_out(write: Write, run: Run, count: int, share: f
 
 
 def test_at_most_a_thousand_rows_are_held_out() -> None:
-    rows = pairs(30_000)
-    limit = holdout_limit(rows, 0.05)
-    assert sum(row_hash(row) < limit for row in rows) == 1000
+    assert len(held_out(pairs(30_000), 0.05).places) == 1000
 
 
 def test_copies_of_a_row_stay_on_one_side() -> None:
-    rows = pairs(50) * 3
-    limit = holdout_limit(rows, 0.1)
-    assert sum(row_hash(row) < limit for row in rows) in (12, 15)
-    assert holdout_limit(pairs(1) * 100, 0.1) == 0
-    twice = pairs(10) * 2
-    assert sum(row_hash(row) < holdout_limit(twice, 0.05) for row in twice) == 2
+    found = held_out(pairs(50) * 3, 0.1).places
+    assert len(found) in (12, 15)
+    assert {place % 50 for place in found} == {place for place in found if place < 50}
+    assert not held_out(pairs(1) * 100, 0.1).places
+    assert len(held_out(pairs(10) * 2, 0.05).places) == 2
+
+
+def test_a_later_row_is_held_out_if_it_is_a_copy_and_not_for_its_small_hash() -> None:
+    rows = pairs(400)
+    first, whole = held_out(rows[:200], 0.05), held_out(rows, 0.05)
+    small = next(place for place in whole.places if place >= 200)
+    assert not first.has(small, rows[small])
+    assert all(first.has(200 + place, rows[place]) for place in first.places)
+
+
+def test_a_source_is_read_three_times_to_hold_rows_out_of_it(write: Write, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_read = 0
+    read = File.rows
+
+    def counted(source: File) -> Iterator[tuple[str, dict[str, Any]]]:
+        nonlocal num_read
+        for row in read(source):
+            num_read += 1
+            yield row
+
+    monkeypatch.setattr(File, "rows", counted)
+    run(write("orders", pairs(2000)), holdout=0.05)
+    # once to choose, once for either side, and some first rows
+    assert num_read <= 3 * 2000 + 200
 
 
 def test_nothing_is_held_out_where_there_is_an_evaluation_or_a_second_source(write: Write, run: Run) -> None:
@@ -255,9 +277,8 @@ def test_nothing_is_held_out_where_there_is_an_evaluation_or_a_second_source(wri
 
 def test_held_out_rows_that_are_all_dropped_are_no_error(write: Write, run: Run) -> None:
     rows = pairs(20)
-    held_out = next(row for row in rows if row_hash(row) < holdout_limit(rows, 0.05))
-    others = [row for row in rows if row is not held_out]
-    entry = write("orders", [*others, held_out | {"weight": 0.0}])
+    (place,) = held_out(rows, 0.05).places
+    entry = write("orders", [*rows[:place], *rows[place + 1 :], rows[place] | {"weight": 0.0}])
     prepared = run(entry, holdout=0.05)
     assert sum(map(len, [*prepared.train, *prepared.evaluation])) >= 19
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 MAX_ROWS = 1000
 ROWS_FOR_ONE = 20  # a source with so many rows has at least one held out
@@ -29,28 +30,42 @@ def row_hash(row: dict[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def holdout_limit(rows: Iterable[dict[str, Any]], share: float) -> int:
+def holdout_limit(hashes: NDArray[np.uint64], share: float) -> int:
     """The row hash below which rows are held out: about `share` of the rows, at most 1000, 0 where nothing can be held out.
 
     Equal rows have equal hashes, so copies go to the same side, and the share is met as nearly as they allow.
+
+    Args:
+        hashes: (rows,) of all rows.
     """
-    hashes = np.sort(np.frombuffer(array("Q", (row_hash(row) for row in rows)), dtype=np.uint64))
     if len(hashes) == 0 or share == 0:
         return 0
     wanted = min(MAX_ROWS, max(int(share * len(hashes)), int(len(hashes) >= ROWS_FOR_ONE)))
     if wanted == 0 or wanted >= len(hashes):
         return 0
-    if hashes[0] < hashes[wanted]:
-        return int(hashes[wanted])
-    num_copies = int(np.searchsorted(hashes, hashes[0], side="right"))
-    return int(hashes[num_copies]) if num_copies <= min(MAX_ROWS, len(hashes) // 2) else 0
+    ordered = np.sort(hashes)
+    if ordered[0] < ordered[wanted]:
+        return int(ordered[wanted])
+    num_copies = int(np.searchsorted(ordered, ordered[0], side="right"))
+    return int(ordered[num_copies]) if num_copies <= min(MAX_ROWS, len(ordered) // 2) else 0
 
 
-def held_out_hashes(rows: Callable[[], Iterable[dict[str, Any]]], share: float, of_rows: int | None = None) -> set[int]:
-    """The hashes of the rows that are held out of the first `of_rows`; a later row that is none of these stays, however small its hash.
+@dataclass(frozen=True)
+class HeldOut:
+    """The rows that are held out of the first so many rows of a source, and every later row that is equal to one of them."""
 
-    Args:
-        rows: gives all rows from the first one on, each time it is called.
-    """
-    limit = holdout_limit(islice(rows(), of_rows), share)
-    return {number for row in islice(rows(), of_rows) if (number := row_hash(row)) < limit}
+    places: frozenset[int]
+    """Their indices among the first `num_rows`."""
+    hashes: frozenset[int]
+    num_rows: int
+
+    def has(self, index: int, row: dict[str, Any]) -> bool:
+        """Whether the row at `index` of the source is held out. A later one is not for its small hash alone."""
+        return index in self.places if index < self.num_rows else row_hash(row) in self.hashes
+
+
+def held_out(rows: Iterable[dict[str, Any]], share: float) -> HeldOut:
+    """What is held out of `rows`, which are read once: 8 bytes of each are kept meanwhile."""
+    hashes = np.frombuffer(array("Q", (row_hash(row) for row in rows)), dtype=np.uint64)
+    places = np.flatnonzero(hashes < np.uint64(holdout_limit(hashes, share)))
+    return HeldOut(frozenset(places.tolist()), frozenset(hashes[places].tolist()), len(hashes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from ftcli.data.cache import Division
     from ftcli.data.chunks import Row
     from ftcli.data.example import Example
+    from ftcli.data.holdout import HeldOut
     from ftcli.data.settings import Data, EvaluationSource, TrainSource
+    from ftcli.data.sources import Source
     from ftcli.data.store import TreeStore
     from ftcli.models.tokenizer import Tokenizer
 
@@ -190,6 +192,7 @@ class _Builder:
     progress: Progress | None
     may_grow: bool
     first_rows: int | None
+    divisions: dict[tuple[str, float, int | None], HeldOut] = field(default_factory=dict)
 
     def await_first(self, stores: list[TreeStore]) -> list[TreeStore]:
         """The stores that still grow; their beginnings are there, on which a run looks before it trains."""
@@ -223,16 +226,26 @@ class _Builder:
         return _Holdout("train", entry.holdout or 0.0, min(limits, default=None))
 
     def _rows(self, plan: Plan, holdout: _Holdout | None) -> Callable[[], Iterable[Row]]:
-        from ftcli.data.holdout import held_out_hashes, row_hash
-
         if holdout is None:
             return plan.rows
 
         def divided() -> Iterator[Row]:
-            hashes = held_out_hashes(lambda: (row for _, row in plan.source.entry.source.rows()), holdout.share, holdout.of_rows)
-            return (row for row in plan.rows() if (row_hash(row[2]) in hashes) == (holdout.side == "evaluation"))
+            found = self._held_out(plan.source.entry.source, holdout.share, holdout.of_rows)
+            if holdout.side == "train":
+                return (row for row in plan.rows() if not found.has(row[0], row[2]))
+            rows = itertools.islice(plan.rows(), max(found.places, default=-1) + 1)
+            return (row for row in rows if row[0] in found.places)
 
         return divided
+
+    def _held_out(self, source: Source, share: float, of_rows: int | None) -> HeldOut:
+        """What is held out of a source, told once for both sides."""
+        from ftcli.data.holdout import held_out
+
+        key = (source.fingerprint(), share, of_rows)
+        if key not in self.divisions:
+            self.divisions[key] = held_out((row for _, row in itertools.islice(source.rows(), of_rows)), share)
+        return self.divisions[key]
 
     def _find_or_build(self, plan: Plan, holdout: _Holdout | None) -> TreeStore:
         from ftcli.data.cache import Build, find_or_build, key_of_rows, key_of_source
