@@ -58,9 +58,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "blocks": {"grow": {"kind": "blocks", "num_blocks": BLOCKS_ADDED}, "method": {"kind": "freeze", "grown": True}},
     "hft + replay 25 %": {"method": {"kind": "hft"}, **replay(0.75)},
     "lora r64 + replay 25 %": {**LORA[64], **replay(0.75)},
-    "kl on replay 25 %": {**held({**KL, "on": "replay"}), **replay(0.75)},
+    **{f"kl on replay {percent} %": {**held({**KL, "on": "replay"}), **replay(1 - percent / 100)} for percent in (10, 25)},
     "l2_sp + replay 25 %": {**held(L2_SP), **replay(0.75)},
-    "ewc + replay 25 %": {**held(EWC), **replay(0.75)},
+    **{f"ewc + replay {percent} %": {**held(EWC), **replay(1 - percent / 100)} for percent in (10, 25)},
     "blocks + replay 25 %": {
         "grow": {"kind": "blocks", "num_blocks": BLOCKS_ADDED},
         "method": {"kind": "freeze", "grown": True},

@@ -1,14 +1,15 @@
-"""Three fine-tunes of one base, merged by every method, measured on all three tasks: a table and a plot.
+"""Three fine-tunes of one base, merged by every registered method, measured on all three tasks: a table and a plot.
 
     python scripts/bench/merge_methods.py -o runs/merge-methods --shared ../shared --docs docs      everything, then docs
     python scripts/bench/merge_methods.py -o runs/merge-methods --steps 40 --rows 40 --bases tiny   in a few minutes
 
-builtin:tiny learns `orders`, `reviews` and `clinic` (embedded); babyllama-361 learns `gsm8k`, `grimm` and `state-union` from the shared
-folder. Each task is fine-tuned in full and with LoRA. Held-out rows are divided in two: merges that are looked for (greedy soup, search,
-learned weights) see the validation half only, the table is of the other half. `gain` is how much of a task's own fine-tuning, in loss
-against the base, a merge keeps: 100 % is the task's own model, 0 the base; the table is sorted by the mean over the tasks. Merges of whole
-models are computed in memory by the functions that write them to disk; merges of adapters are written, and read back on the base. Runs and
-results are kept: a second call goes on where the first was stopped.
+builtin:tiny learns `orders`, `reviews` and `clinic` (embedded); babyllama-361 learns `svamp`, `grimm` and `state-union` from the shared
+folder. Each task is fine-tuned in full, with LoRA and with IA3. Held-out rows are divided in two: merges that are looked for (greedy soup,
+searches, learned weights) see the validation half only, the table is of the other half. `gain` is how much of a task's own fine-tuning of
+that kind, in loss against the base, a merge keeps: 100 % is the task's own model, 0 the base; the table is sorted by the mean over the
+tasks. Every merge is a recipe, carried out as `ftcli merge` does and measured as it was written; adapters are read back on the base.
+Methods of two models are folded in the order of the tasks, methods of one take the first task's model, and the rows say so. `fisher` and
+`regmean` have statistics of 64 training rows of each task. Results are kept: a second call goes on where the first was stopped.
 """
 
 from __future__ import annotations
@@ -18,49 +19,24 @@ import gzip
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from merge_report import Losses, judged, write_docs
+from merge_rows import EXAMPLES, FULL, IA3, LORA, Row, World, all_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ftcli.merging.search.judge import Measurer
 
 TINY, BABY = "tiny", "babyllama-361"
-TASKS = {TINY: ("orders", "reviews", "clinic"), BABY: ("gsm8k", "grimm", "state-union")}
-FILES = {"gsm8k": "gsm8k_train", "grimm": "corpus_grimm", "state-union": "corpus_state_union"}
-LEARNING_RATES = {"full": 1e-3, "lora": 4e-3}
-HELD_OUT = 5  # every fifth row of a file without a test split
-SPARSE = {"density": 0.5}
-WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
-    "linear": ("linear", {}),
-    "karcher": ("karcher", {}),
-    "task_arithmetic, weight 0.5": ("task_arithmetic", {"weight": 0.5}),
-    "task_arithmetic, weight 1": ("task_arithmetic", {"weight": 1.0}),
-    "ties, density 0.5": ("ties", SPARSE),
-    "ties, density 0.5, lambda 1.5": ("ties", {**SPARSE, "lambda": 1.5}),
-    "dare_linear, weight 0.5": ("dare_linear", {**SPARSE, "weight": 0.5}),
-    "dare_ties, weight 0.5": ("dare_ties", {**SPARSE, "weight": 0.5}),
-    "della_linear, weight 0.5": ("della_linear", {**SPARSE, "weight": 0.5}),
-    "della": ("della", SPARSE),
-    "breadcrumbs, weight 0.5": ("breadcrumbs", {"density": 0.8, "weight": 0.5}),
-    "breadcrumbs_ties": ("breadcrumbs_ties", {"density": 0.8}),
-    "sce": ("sce", {"select_topk": 0.5}),
-    "model_stock": ("model_stock", {}),
-    "ram": ("ram", {}),
-    "ramplus_tl": ("ramplus_tl", {}),
-}
-ADAPTERS: dict[str, dict[str, Any]] = {
-    "lora_concat, weight 1/3": {"merge_method": "lora_concat", "weight": 1 / 3},
-    "lora_concat, weight 0.5": {"merge_method": "lora_concat", "weight": 0.5},
-    "lora_svd to one adapter's rank, weight 0.5": {"merge_method": "lora_svd", "weight": 0.5},
-    "lora_ties, density 0.5": {"merge_method": "lora_ties", "weight": 1.0, **SPARSE},
-    "lora_dare_linear, weight 0.5": {"merge_method": "lora_dare_linear", "weight": 0.5, **SPARSE},
-    "lora_della": {"merge_method": "lora_della", "weight": 1.0, **SPARSE},
-}
-LOOKED_FOR: dict[str, dict[str, Any]] = {
-    "greedy soup": {"merge_method": "greedy_soup"},
-    "search (CMA-ES, linear)": {"merge_method": "search", "search": {"budget": 24}},
-    "search (CMA-ES, task_arithmetic)": {"merge_method": "search", "search": {"method": "task_arithmetic", "budget": 32}},
-    "learned weights, 4 groups of layers": {"merge_method": "learned_weights", "steps": 40, "layer_groups": 4},
-}
-
-Losses = dict[str, float]
+TASKS = {TINY: ("orders", "reviews", "clinic"), BABY: ("svamp", "grimm", "state-union")}
+FILES = {"svamp": "svamp", "grimm": "corpus_grimm", "state-union": "corpus_state_union"}
+LEARNING_RATES = {FULL: 1e-3, LORA: 4e-3, IA3: 5e-2}
+HELD_OUT = 3  # every third row of a file without a test split
+PASSAGE = 240
 
 
 @dataclass(frozen=True)
@@ -82,14 +58,33 @@ class Bench:
     def max_length(self) -> int:
         return 256 if self.name == BABY else 512
 
+    @cached_property
+    def world(self) -> World:
+        from ftcli.merging.layers import num_layers
+        from ftcli.merging.sources import open_source
+
+        depth = num_layers(open_source(self.base, self.folder).config) or 1
+        return World(self.base, self.folder, self.tasks, depth, self.evaluation("validation"))
+
     def write_data(self) -> None:
-        """train, validation and test of every task."""
+        """train, validation and test of every task.
+
+        Raises:
+            SystemExit: the folder has results of other sizes.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        sizes, noted = {"steps": self.steps, "rows": self.rows}, self.folder / "sizes.json"
+        if noted.is_file() and json.loads(noted.read_text()) != sizes:
+            raise SystemExit(f"{self.folder} has results with {noted.read_text()}: give the same sizes, or another --output")
+        noted.write_text(json.dumps(sizes), encoding="utf-8")
         for task in self.tasks:
             train, held_out = self._parts(task)
             parts = {"train": train, "validation": held_out[::2][: self.rows], "test": held_out[1::2][: self.rows]}
+            if len(parts["test"]) < self.rows:
+                raise SystemExit(f"{task} has {len(parts['test'])} test rows, not --rows {self.rows}")
             for part, rows in parts.items():
-                (self.folder / f"{task}-{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+                path = self.folder / f"{task}-{part}.jsonl"
+                path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def _parts(self, task: str) -> tuple[list[Any], list[Any]]:
         from ftcli.builtin.catalogue import dataset_path
@@ -103,102 +98,135 @@ class Bench:
             raise SystemExit(f"{self.name} needs --shared: the folder with data/ and models/")
         rows = read(self.shared / "data" / f"{FILES[task]}.jsonl")
         if "text" in rows[0]:  # a few long texts become many passages
-            rows = [{"text": row["text"][start : start + 240]} for row in rows for start in range(0, len(row["text"]) - 240, 240)]
+            rows = [{"text": row["text"][at : at + PASSAGE]} for row in rows for at in range(0, len(row["text"]) - PASSAGE, PASSAGE)]
         else:
-            rows = [row for row in rows if sum(len(turn["content"]) for turn in row["messages"]) < self.max_length - 40]
+            rows = [row for row in rows if sum(map(len, row.values())) < self.max_length - 40]
         return [row for index, row in enumerate(rows) if index % HELD_OUT], rows[::HELD_OUT]
 
-    def train(self, task: str, method: str) -> Path:
-        """The run folder of one fine-tuning, made or found."""
+    def train(self, task: str, method: str) -> None:
+        """One fine-tuning, made or found."""
         from ftcli.recipe.load import load_recipe
         from ftcli.reporting.live import Reporter
         from ftcli.training.run import run_recipe
 
-        name = f"{task}-{method}"
+        run = self.world.run(task, method)
         document = {
             "version": 1,
-            "name": name,
+            "name": run.name,
             "model": {"base": self.base, **({"template": "plain"} if self.name == BABY else {})},
             "data": {"train": [{"source": {"kind": "file", "path": f"{task}-train.jsonl"}}], "max_length": self.max_length, "holdout": 0},
             "method": {"kind": method},
             "train": {"steps": self.steps, "global_batch_size": 16, "lr": LEARNING_RATES[method], "seed": 17},
-            "output": str((self.folder / name).resolve()),
+            "output": str(run),
         }
-        recipe = self.folder / f"{name}.yaml"
+        recipe = self.folder / f"{run.name}.yaml"
         recipe.write_text(json.dumps(document), encoding="utf-8")
         with Reporter() as reporter:
             run_recipe(load_recipe(recipe), reporter, resume=True)
-        return self.folder / name
+
+    def gather(self) -> None:
+        """The statistics of every task's model on its own training rows, made or found."""
+        from ftcli.merging.statistics import KINDS, gather_statistics
+
+        for task in self.tasks:
+            for kind in KINDS:
+                output, data = self.world.statistics(task, kind), self.folder / f"{task}-train.jsonl"
+                if not output.is_file():
+                    model = str(self.world.run(task))
+                    gather_statistics(model, output, kind, data=data, num_examples=EXAMPLES, max_length=self.max_length)
 
     def evaluation(self, part: str) -> dict[str, Any]:
         """An `evaluate` section over all tasks."""
-        sources = [{"name": task, "source": {"kind": "file", "path": f"{task}-{part}.jsonl"}} for task in self.tasks]
+        sources = [{"name": task, "source": {"kind": "file", "path": str(self.folder / f"{task}-{part}.jsonl")}} for task in self.tasks]
         return {"sources": sources, "max_length": self.max_length}
 
-    def measure(self) -> Iterator[tuple[str, str, Losses]]:
-        """(group, name, loss of each task on the test half) of every merge."""
-        from ftcli.merging.methods.registry import METHODS
-        from ftcli.merging.search.judge import MergedModel, load_frame, open_measurer
-        from ftcli.merging.search.recipe import Evaluate
-        from ftcli.merging.search.space import settings_of
+    def measured(self, rows: list[Row]) -> tuple[list[tuple[str, str, Losses]], dict[str, Losses]]:
+        """(group, name, losses on the test half) of the base, the tasks' own models and every row; validation losses of what is soup."""
+        meter = Meter(self)
+        results = [("base", "the base", meter.losses("base", [self.base]))]
+        for method in LEARNING_RATES:
+            for task in self.tasks:
+                name = f"{task}, {method}"
+                results.append((f"own {method}", name, meter.losses(name, [self._plain(self.world.run(task, method), method)])))
+        for row in rows:
+            for place, document in row.documents:
+                merge(document, place)
+            models = [self._plain(place, row.group) if row.group in (LORA, IA3) else str(place) for place in row.measured]
+            results.append((row.group, row.name, meter.losses(row.name, models)))
+        soup = next(row for row in rows if row.name == "greedy_soup")
+        validation = {task: meter.losses(f"{task}, on validation", [str(self.world.run(task))], "validation") for task in self.tasks}
+        return results, {**validation, "greedy_soup": meter.losses("soup, on validation", [str(soup.measured[0])], "validation")}
+
+    def _plain(self, place: Path, kind: str) -> str:
+        """The model that an adapter makes of the base, as merge recipes name it."""
+        from ftcli.exporting.merge_run import merge_folder
+
+        if kind != IA3:
+            return f"{self.base}+{place}" if kind == LORA else str(place)
+        folded = place.with_name(f"{place.name}-folded")
+        if not folded.is_dir():
+            merge_folder(self.base, place / "adapter" if (place / "adapter").is_dir() else place, folded, dtype="float32")
+        return str(folded)
+
+
+class Meter:
+    """Measures models on the tasks, and keeps what it measured."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._path = bench.folder / "measured.json"
+        self._kept: dict[str, Losses] = json.loads(self._path.read_text()) if self._path.is_file() else {}
+        self._opened: dict[str, tuple[PreTrainedModel, Measurer]] = {}
+
+    def losses(self, name: str, models: list[str], part: str = "test") -> Losses:
+        """Loss of each task under one model, or under one for each task."""
+        if name not in self._kept:
+            found = [self._of_model(model, part) for model in models]
+            one_each = found * len(self._bench.tasks) if len(found) == 1 else found
+            self._kept[name] = {task: losses[task] for task, losses in zip(self._bench.tasks, one_each, strict=True)}
+            self._path.write_text(json.dumps(self._kept, indent=1), encoding="utf-8")
+        print(f"{self._bench.name}: {name}: " + ", ".join(f"{task} {loss:.3f}" for task, loss in self._kept[name].items()), flush=True)
+        return self._kept[name]
+
+    def _of_model(self, model: str, part: str) -> Losses:
+        from ftcli.merging.search.judge import MergedModel
         from ftcli.merging.sources import open_source
 
-        runs = {method: [self.train(task, method) for task in self.tasks] for method in LEARNING_RATES}
-        here = self.folder.resolve()
-        base = open_source(self.base, here)
-        models = {method: [open_source(str(run.resolve()), here) for run in runs[method]] for method in runs}
-        module, tokenizer = load_frame(base, "auto", models["full"][0])
-        evaluate = Evaluate.model_validate_json(json.dumps(self.evaluation("test")), context={"folder": here})
-        measurer = open_measurer(evaluate, tokenizer, module)
+        module, measurer = self._open(part)
+        MergedModel(module, [open_source(model, self._bench.folder)], None).fill_with(0)
+        return {task: scores["loss"] for task, scores in measurer.measure().items()}
 
-        def losses() -> Losses:
-            return {task: scores["loss"] for task, scores in measurer.measure().items()}
+    def _open(self, part: str) -> tuple[PreTrainedModel, Measurer]:
+        from ftcli.merging.search.judge import load_frame, open_measurer
+        from ftcli.merging.search.recipe import Evaluate
+        from ftcli.merging.sources import open_source
 
-        for method, sources in models.items():
-            merged = MergedModel(module, sources, base)
-            if method == "full":
-                merged.fill_with(-1)
-                yield "base", "the base", losses()
-            for index, task in enumerate(self.tasks):
-                merged.fill_with(index)
-                yield f"own {method}", f"{task}, {method}", losses()
-        merged = MergedModel(module, models["full"], base)
-        for name, (method_name, given) in WHOLE.items():
-            method = METHODS[method_name]
-            settings = settings_of(method, given, len(self.tasks))
-            merged.fill(method, lambda group, settings=settings: settings)
-            yield "full", name, losses()
-        for group, name, model in (*self._adapters(runs["lora"]), *self._looked_for(runs["full"])):
-            MergedModel(module, [open_source(model, here)], None).fill_with(0)
-            yield group, name, losses()
+        if part not in self._opened:
+            bench = self._bench
+            base = open_source(bench.base, bench.folder)
+            speaker = open_source(str(bench.world.run(bench.tasks[0])), bench.folder)
+            module, tokenizer = load_frame(base, "auto", speaker)
+            evaluate = Evaluate.model_validate_json(json.dumps(bench.evaluation(part)), context={"folder": bench.folder})
+            self._opened[part] = module, open_measurer(evaluate, tokenizer, module)
+        return self._opened[part]
 
-    def _adapters(self, runs: list[Path]) -> Iterator[tuple[str, str, str]]:
-        from ftcli.merging.lora.recipe import read_adapter_recipe
 
-        for name, given in ADAPTERS.items():
-            output = self.folder / f"merged-{slug(name)}"
-            if not output.is_dir():
-                shared = {key: value for key, value in given.items() if key != "merge_method"}
-                document = {"merge_method": given["merge_method"], "models": [str(run.resolve()) for run in runs], "parameters": shared}
-                print(name, read_adapter_recipe(document, self.folder).run(output)["line"])
-            yield "lora", name, f"{self.base}+{output.resolve()}"
+def merge(document: dict[str, Any], output: Path) -> None:
+    """The merge of a recipe, made or found."""
+    from ftcli.merging.outcome import carry_out_plan
+    from ftcli.merging.plan import plan_merge
+    from ftcli.merging.recipe import load_merge_recipe
+    from ftcli.merging.special import open_special
 
-    def _looked_for(self, runs: list[Path]) -> Iterator[tuple[str, str, str]]:
-        from ftcli.merging.special import open_special
-
-        for name, given in LOOKED_FOR.items():
-            output = self.folder / f"merged-{slug(name)}"
-            if not output.is_dir():
-                needs_base = given["merge_method"] == "learned_weights" or given.get("search", {}).get("method")
-                document = {**given, "models": [str(run.resolve()) for run in runs], "evaluate": self.evaluation("validation")}
-                document |= {"base_model": self.base} if needs_base else {}
-                path = self.folder / f"{slug(name)}.yaml"
-                path.write_text(json.dumps(document), encoding="utf-8")
-                special = open_special(path)
-                assert special is not None
-                report = special.run(output, threads=None, verify=False, say=lambda done, total, what: None, note=lambda line: None)
-                print(name, report["lines"][0])
-            yield "looked for", name, str(output.resolve())
+    if output.is_dir():
+        return
+    path = output.with_name(f"{output.name}.yaml")
+    path.write_text(json.dumps(document), encoding="utf-8")
+    if (special := open_special(path)) is not None:
+        report = special.run(output, threads=1, verify=True, say=lambda done, total, what: None, note=lambda line: None)
+        print(report["lines"][0], flush=True)
+        return
+    carry_out_plan(plan_merge(load_merge_recipe(path), output, threads=1), output, threads=1, resume=False, verify=True)
 
 
 def read(path: Path) -> list[Any]:
@@ -208,65 +236,11 @@ def read(path: Path) -> list[Any]:
         return [json.loads(line) for line in file]
 
 
-def slug(name: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in name).split())
-
-
-def rows_of(results: list[tuple[str, str, Losses]], tasks: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Every merge with its losses and gains; the best mean gain first, the base and the tasks' own models on top."""
-    base = next(losses for group, _, losses in results if group == "base")
-    own = {group: dict(zip(tasks, [found for g, _, found in results if g == group], strict=True)) for group in ("own full", "own lora")}
-    rows = []
-    for group, name, losses in results:
-        best = own["own lora" if group in ("lora", "own lora") else "own full"]
-        if any(best[task][task] >= base[task] for task in tasks):
-            raise SystemExit("a task's own fine-tuning is not better than the base: there is no gain to keep; give more --steps")
-        gains = {task: (base[task] - losses[task]) / (base[task] - best[task][task]) for task in tasks}
-        rows.append({"group": group, "name": name, "losses": losses, "gains": gains, "mean": sum(gains.values()) / len(tasks)})
-    lead = [row for row in rows if row["group"] in ("base", "own full", "own lora")]
-    return lead + sorted((row for row in rows if row not in lead), key=lambda row: -float(row["mean"]))
-
-
-def table(rows: list[dict[str, Any]], tasks: tuple[str, ...]) -> list[str]:
-    """Markdown."""
-    lines = [
-        f"| what | of | {' | '.join(f'{task}: loss' for task in tasks)} | {' | '.join(f'{task}: gain' for task in tasks)} | mean gain |",
-        "|---|---|" + "--:|" * (2 * len(tasks) + 1),
-    ]
-    for row in rows:
-        losses = " | ".join(f"{row['losses'][task]:.3f}" for task in tasks)
-        gains = " | ".join(f"{100 * row['gains'][task]:.0f} %" for task in tasks)
-        lines.append(f"| {row['name']} | {row['group']} | {losses} | {gains} | {100 * row['mean']:.0f} % |")
-    return lines
-
-
-def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """The mean gain of every merge, a dot for each task."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from ftcli.reporting.plot import COLOURS, FAINT, INK
-
-    with matplotlib.rc_context({"svg.hashsalt": "ftcli", "svg.fonttype": "none", "text.parse_math": False, "font.size": 8}):
-        figure = Figure(figsize=(5.4 * len(found), 7.2), layout="constrained", facecolor="white")
-        for axes, (name, rows) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
-            shown = [row for row in rows if row["group"] in ("full", "lora", "looked for")][::-1]
-            for height, row in enumerate(shown):
-                colour = COLOURS[("full", "lora", "looked for").index(row["group"])]
-                axes.plot(100 * row["mean"], height, "o", color=colour, markersize=7)
-                axes.plot([100 * gain for gain in row["gains"].values()], [height] * len(row["gains"]), "|", color=colour, markersize=6)
-            for index, group in enumerate(("full", "lora", "looked for")):
-                axes.plot([], [], "o", color=COLOURS[index], label=group)
-            axes.legend(frameon=False, loc="lower left")
-            axes.set_yticks(range(len(shown)), [row["name"] for row in shown])
-            axes.axvline(0, color=INK, linewidth=0.8)
-            axes.axvline(100, color=INK, linewidth=0.8, linestyle=":")
-            axes.set_xlim(-60, 110)
-            axes.set_xlabel("gain kept, % (dot: mean, strokes: tasks)", color=INK)
-            axes.set_title(name, color=INK)
-            axes.grid(color=FAINT, alpha=0.25, linewidth=0.6)
-            axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(path, metadata={"Date": None, "Creator": "ftcli"})
+def benches(options: argparse.Namespace) -> Iterator[Bench]:
+    names, sizes = options.bases.split(","), options.rows.split(",")
+    for name, rows in zip(names, sizes * len(names) if len(sizes) == 1 else sizes, strict=True):
+        base = "builtin:tiny" if name == TINY else str((options.shared / "models" / name).resolve())
+        yield Bench(name, base, (options.output / name).resolve(), options.steps, int(rows), options.shared)
 
 
 def main() -> None:
@@ -275,29 +249,23 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/merge-methods"))
     parser.add_argument("--shared", type=Path)
     parser.add_argument("--bases", default=f"{TINY},{BABY}")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rows", type=int, default=100, help="of each half of the held-out rows of a task")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--rows", default="120", help="of each half of the held-out rows of a task; with a comma: for each base")
     parser.add_argument("--docs", type=Path, help="where merge-methods.md and merge-methods.svg go; the default is --output")
     options = parser.parse_args()
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name in options.bases.split(","):
-        base = "builtin:tiny" if name == TINY else str((options.shared / "models" / name).resolve())
-        bench = Bench(name, base, options.output / name, options.steps, options.rows, options.shared)
+    worlds = {}
+    for bench in list(benches(options)):
+        all_rows(bench.world)  # before anything is trained: a method without a row ends it here
         bench.write_data()
-        results = []
-        for group, what, losses in bench.measure():
-            print(f"{name}: {what}: " + ", ".join(f"{task} {loss:.3f}" for task, loss in losses.items()), flush=True)
-            results.append((group, what, losses))
-        found[name] = rows_of(results, bench.tasks)
-        (options.output / f"{name}.json").write_text(json.dumps(found[name], indent=1), encoding="utf-8")
-    docs = options.docs or options.output
-    docs.mkdir(parents=True, exist_ok=True)
-    text = ["# Merging three fine-tunes, method by method", "", (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2].strip(), ""]
-    text += [f"{options.steps} steps of 16 examples a task, {options.rows} test rows of each.", "", "![gain kept](merge-methods.svg)"]
-    for name, rows in found.items():
-        text += ["", f"## {name}", "", *table(rows, TASKS[name])]
-    (docs / "merge-methods.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    plot(found, docs / "merge-methods.svg")
+        for method in LEARNING_RATES:
+            for task in bench.tasks:
+                bench.train(task, method)
+        bench.gather()
+        sizes = f"{bench.steps} steps of 16 examples a task; {bench.rows} validation and {bench.rows} test rows of each."
+        worlds[bench.name] = judged(*bench.measured(all_rows(bench.world)), bench.tasks, sizes)
+        (options.output / f"{bench.name}.json").write_text(json.dumps(worlds[bench.name].to_json(), indent=1), encoding="utf-8")
+    about = (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2].strip()
+    write_docs(options.docs or options.output, worlds, about)
 
 
 if __name__ == "__main__":
