@@ -129,7 +129,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     with said_when_disk_is_full(path):
         try:
-            _make(partial, path)
+            make_folder(partial, path)
             yield partial
             sync_folder(partial)
             if path.exists():
@@ -141,10 +141,15 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _make(partial: Path, path: Path) -> None:
-    """Where everything may be written, some places take no folder all the same: `/proc`, a disk that is read only."""
+def make_folder(folder: Path, path: Path) -> None:
+    """Make `folder`, in which `path` is worked at.
+
+    Raises:
+        UsageError: there can be none. Where everything may be written, some places take no folder all the same: `/proc`, a disk
+            that is read only.
+    """
     try:
-        partial.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -212,7 +217,7 @@ def disk_full(path: Path) -> RunError:
     """The error for a disk that is full while `path` is written."""
     return RunError(
         f"the disk is full: `{path.name}` could not be written to {path.parent}",
-        hint="free some space and start again; a run goes on with --resume",
+        hint="free some space and start again; `ftcli train --resume` goes on with a run",
     )
 
 

@@ -71,7 +71,8 @@ def _resolve_reference(text: str, info: ValidationInfo) -> str:
     if expanded.startswith("builtin:"):
         return expanded
     path = _resolve_path(text, info)
-    return path if expanded.startswith(("/", ".", "~")) or Path(path).exists() else expanded
+    # No hub id has two slashes: it is a folder, if one that is yet to be made.
+    return path if expanded.startswith(("/", ".", "~")) or expanded.count("/") > 1 or Path(path).exists() else expanded
 
 
 def _resolve_template(text: str, info: ValidationInfo) -> str:

@@ -107,7 +107,9 @@ def test_an_upload_that_fails_keeps_the_export(tmp_path: Path, capsys: pytest.Ca
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "a token")
     write_tiny_chat_model(tmp_path / "model")
     assert run(["export", str(tmp_path / "model"), "--to", "hf", "-o", str(tmp_path / "out"), "--push", "me/model"]) == 1
-    assert "could not be pushed to: no route" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "could not be pushed to: no route" in said
+    assert f"hf upload --private me/model {tmp_path / 'out'}" in said
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.tiny_chat_model import write_tiny_chat_model
@@ -70,3 +71,26 @@ def test_a_wrong_request_is_refused(
     assert run(["extract-lora", *filled]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_two_extractions_into_one_folder_never_mix(models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftcli.errors import UsageError
+    from ftcli.exporting import extract_lora
+
+    base, tuned = models
+    output, compared, refused = tmp_path / "out", extract_lora._compared, []
+
+    def with_company(*given: Any) -> Any:
+        monkeypatch.setattr(extract_lora, "_compared", compared)
+        with pytest.raises(UsageError, match=r"exists already|is being written by process"):
+            extract_lora.extract(str(base), str(tuned), output)
+        monkeypatch.setattr(extract_lora, "check_new_folder", lambda path: None)
+        with pytest.raises(UsageError, match="is being written by process"):
+            extract_lora.extract(str(base), str(tuned), output)
+        refused.append(output)
+        return compared(*given)
+
+    monkeypatch.setattr(extract_lora, "_compared", with_company)
+    extract_lora.extract(str(tuned), str(base), output)
+    assert refused == [output]
+    assert json.loads((output / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)

@@ -338,6 +338,23 @@ def test_other_paths_types_and_hosts_are_refused(ask: Any) -> None:
     assert ask("/v1/chat/completions", chat("red"), Host="example.org")[0] == 403
 
 
+def test_the_body_of_a_get_is_not_taken_for_the_next_request(serving: Any) -> None:
+    for header in (b"Content-Length: 30\r\n\r\n" + b"x" * 30, b"Transfer-Encoding: chunked\r\n\r\n3\r\nxyz\r\n0\r\n\r\n"):
+        with socket.create_connection(serving.server_address[:2], timeout=30) as connection:
+            connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: LOCALHOST\r\n" + header)
+            received = b""
+            while piece := connection.recv(4096):
+                received += piece
+        assert received.startswith(b"HTTP/1.1 200 OK")
+        assert received.count(b"HTTP/1.1") == 1
+        assert b"Connection: close" in received
+
+
+def test_a_key_that_is_given_twice_is_refused(ask: Any) -> None:
+    status, body = ask("/v1/completions", b'{"model": "red", "prompt": "x", "model": "blue"}')
+    assert (status, body["error"]["param"]) == (400, "model")
+
+
 def test_garbage_and_a_missing_length_are_answered_with_4xx(serving: Any) -> None:
     for sent, status in ((b"nonsense\r\n\r\n", b"400"), (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n\r\n", b"411")):
         with socket.create_connection(serving.server_address[:2], timeout=30) as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from ftcli.objectives.regularize.kl import KL, TopK
 from ftcli.objectives.regularize.l2_sp import L2SP
 from ftcli.objectives.regularize.regularizer import RegularizeContext
 from ftcli.objectives.regularize.start import Start
+from ftcli.training.proofs import hash_tensors
 
 
 def held(world: Any, regularizer: Any) -> Any:
@@ -44,9 +46,12 @@ def _made(world: Any, regularizer: Any) -> dict[str, Any]:
             Full().save(module, folder)
         return {"teacher": str(folder)}
     if isinstance(regularizer, EWC) and regularizer.earlier is not None:
-        module = world.bench.parts(Full())[1].module
+        parts = world.bench.parts(Full())[1]
+        module = parts.module
+        begun = {"base_fingerprint": parts.base_fingerprint, "hashes": {"initial_trainable": hash_tensors(trained_parameters(module))}}
         for name, size in (("first", 1.0), ("second", 2.0)):
             (world.folder / f"{name}-run").mkdir(exist_ok=True)
+            (world.folder / f"{name}-run" / "manifest.json").write_text(json.dumps(begun), encoding="utf-8")
             ones = {key: size * torch.ones_like(p, dtype=torch.bfloat16) for key, p in trained_parameters(module)}
             save_file(ones, world.folder / f"{name}-run" / "fisher.safetensors")
         return {"earlier": str(world.folder / f"{regularizer.earlier.rpartition('/')[2]}-run")}

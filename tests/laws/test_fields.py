@@ -788,10 +788,9 @@ TABLE = (
     Group(
         EvaluationSource,
         evaluation_report,
-        {"name": "tales", "role": "retained", "limit": 2},
-        base={"source": Builtin(name="stories"), "limit": 4},
+        {"name": "tales", "role": "retained", "limit": 2, "holdout": 0.5, "max_length": 16, "on_overflow": "drop"},
+        base={"source": Builtin(name="stories"), "limit": 4, "max_length": 150},
     ),
-    Group(EvaluationSource, evaluation_report, {"holdout": 0.5}, base={"source": Builtin(name="stories"), "limit": 4}),
     Group(Generate, answers, {"max_new_tokens": 2, "limit": 1}, base={"metrics": (ExactMatch(),), "max_new_tokens": 6, "limit": 3}),
     Group(Data, trees, {"holdout": 0.5, "max_length": 512, "on_overflow": "truncate_prompt"}, base=mixed_lengths),
     Group(Data, processes, {"workers": 2}, base=lambda world: {**mixed_lengths(world), "workers": 1}),

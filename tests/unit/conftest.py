@@ -51,3 +51,39 @@ def make_tokenizer(tokenizer_folder: Callable[..., Path]) -> Callable[..., Token
         return load_tokenizer(str(tokenizer_folder(template=template, **given)))
 
     return make
+
+
+@pytest.fixture
+def base(make_tokenizer: Callable[..., Tokenizer], tmp_path: Path) -> Path:
+    """A folder with a tiny Llama that talks ChatML."""
+    from ftcli.models.load import load_model, save_model
+    from ftcli.models.settings import Init, Model
+
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2, "initializer_range": 0.2}
+    tokenizer, folder = make_tokenizer(), tmp_path / "base"
+    save_model(load_model(Model(init=Init(architecture="llama", config=sizes)), tokenizer, seed=1), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def make_adapter(base: Path) -> Callable[..., Path]:
+    """Makes an adapter on the base with factors that change every answer."""
+
+    def make(name: str, *, on: Path | None = None, **settings: Any) -> Path:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(on or base)
+        module = get_peft_model(model, LoraConfig(**{"r": 4, "target_modules": ["q_proj", "down_proj"], **settings}))
+        generator = torch.Generator().manual_seed(len(name))
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        module.peft_config["default"].base_model_name_or_path = str(on or base)
+        folder = base.parent / name
+        module.save_pretrained(folder)
+        return folder
+
+    return make

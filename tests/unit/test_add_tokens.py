@@ -33,6 +33,7 @@ from ftcli.models.settings import Init, Model
 from ftcli.models.tokenizer import differences_from_transformers, load_tokenizer
 from ftcli.recipe.load import load_recipe
 from ftcli.reporting.live import Reporter
+from ftcli.training.new_tokens import NewTokens
 from ftcli.training.run import run_recipe
 
 WORDS = ("quinquereme", "Nineveh")
@@ -106,6 +107,7 @@ def test_what_is_one_token_already_is_refused(bases: dict[str, str]) -> None:
         ({"tokens": ("a", " a")}, "given twice"),
         ({"tokens": ("a",), "descriptions": {"b": "c"}}, "not among the tokens"),
         ({"tokens": ("a",), "descriptions": {"a": " "}}, "says nothing of `a`"),
+        ({"tokens": ("a\nb",)}, "has a line break"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], said: str) -> None:
@@ -387,3 +389,18 @@ def test_what_its_base_must_have_keeps_an_adapter_from_others(voyage: Path, tmp_
         assert "it brings new tokens" in capsys.readouterr().err
     assert run(["generate", str(base), "--adapter", f"a={adapter}", "--use", "a", "Hm"]) == 2
     assert "it brings new tokens, and this base has none" in capsys.readouterr().err
+
+
+def test_a_file_is_read_without_its_mark_and_described_by_its_own_tokens(tmp_path: Path) -> None:
+    file = tmp_path / "words.txt"
+    file.write_bytes("\ufeffdyspnoea\nsepsis\n".encode())
+    assert AddTokens(file=str(file), descriptions={"dyspnoea": "short of breath"}).known() == (" dyspnoea", " sepsis")
+    with pytest.raises(RequestError, match="does not have `dyspnea`, which `descriptions` has"):
+        AddTokens(file=str(file), descriptions={"dyspnea": "short of breath"}).known()
+
+
+def test_a_description_of_what_is_not_mined_is_told() -> None:
+    assert AddTokens(mine=3, descriptions={"zebra": "striped", "sepsis": "poisoned"}).described_in_vain([" sepsis"]) == ["zebra"]
+    assert NewTokens((" sepsis",), 1.0, 0.5, (), ("zebra",)).lines()[-1] == (
+        "`model.add_tokens.descriptions` has `zebra`, which is not among them"
+    )

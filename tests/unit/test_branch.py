@@ -67,3 +67,13 @@ def test_a_branch_that_cannot_be_is_refused(trunk: Path, path: str, steps: int, 
     init_from = {"path": str(trunk / path), "continues": True}
     assert run(["train", recipe(trunk, f"refused-{steps}", steps, 0, init_from=init_from)]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_an_anneal_longer_than_the_branch_begins_where_the_branch_begins(trunk: Path) -> None:
+    init_from = {"path": str(trunk / "trunk" / "checkpoints" / "step-000005"), "continues": True}
+    assert run(["train", recipe(trunk, "long-anneal", 8, 30, init_from=init_from)]) == 0
+    # of 0.55 in the constant part down to 0.1, by the same factor at each of three steps
+    assert [record["lr"] for record in records(trunk / "long-anneal", 0)] == pytest.approx([1e-2 * 0.55 * (0.1 / 0.55) ** (1 / 3), 1e-3])
+    assert run(["train", recipe(trunk, "as-long", 8, 3, init_from=init_from)]) == 0
+    expected, found = (load_file(trunk / name / "model" / "model.safetensors") for name in ("as-long", "long-anneal"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)

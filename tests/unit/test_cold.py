@@ -64,6 +64,55 @@ def assert_equal(found: Path, expected: dict[str, torch.Tensor]) -> None:
     assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_model_of_two_dtypes_keeps_them(count: int, place: Path) -> None:
+    """Norms in float32 and the rest in bfloat16; one contribution is the next round bit for bit, and what nobody changes is, too."""
+    weights = {
+        name: tensor * 1.001 if "norm" in name else tensor.bfloat16()
+        for name, tensor in load_file(place / "base" / "model.safetensors").items()
+    }
+    save_file(weights, place / "base" / "model.safetensors", {"format": "pt"})
+    meeting = begin(place / "meet", str(place / "base"))
+    expected = {name: tensor + 0.01 if "layers.0" in name else tensor for name, tensor in weights.items()}
+    for index in range(count):
+        shutil.copytree(place / "base", place / f"m{index}")
+        save_file(expected, place / f"m{index}" / "model.safetensors", {"format": "pt"})
+        put(meeting, meeting.current, f"m{index}", place / f"m{index}", {})
+    fuse(meeting, threads=1, verify=False)
+    found = weights_of(meeting.current.model)
+    assert {name: tensor.dtype for name, tensor in found.items()} == {name: tensor.dtype for name, tensor in weights.items()}
+    assert all(torch.equal(found[name], expected[name]) for name in expected if count == 1 or "layers.0" not in name)
+
+
+def test_the_only_contribution_is_the_next_round_whatever_its_dtypes(place: Path) -> None:
+    """A round in float32, and what somebody stored in bfloat16 but for the norms."""
+    meeting = begin(place / "meet", str(place / "base"))
+    weights = {
+        name: tensor * 1.001 if "norm" in name else tensor.bfloat16()
+        for name, tensor in load_file(place / "base" / "model.safetensors").items()
+    }
+    shutil.copytree(place / "base", place / "m0")
+    save_file(weights, place / "m0" / "model.safetensors", {"format": "pt"})
+    put(meeting, meeting.current, "m0", place / "m0", {})
+    fuse(meeting, threads=1, verify=False)
+    found = weights_of(meeting.current.model)
+    assert all(found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in weights.items())
+
+
+def test_contributions_of_another_dtype_than_the_rounds_decide_it(place: Path) -> None:
+    """As whole models made of adapters are float32, whatever the round's is."""
+    weights = load_file(place / "base" / "model.safetensors")
+    save_file({name: tensor.bfloat16() for name, tensor in weights.items()}, place / "base" / "model.safetensors", {"format": "pt"})
+    meeting = begin(place / "meet", str(place / "base"))
+    for index in range(2):
+        shutil.copytree(place / "base", place / f"m{index}")
+        save_file({name: tensor + index for name, tensor in weights.items()}, place / f"m{index}" / "model.safetensors", {"format": "pt"})
+        put(meeting, meeting.current, f"m{index}", place / f"m{index}", {})
+    fuse(meeting, threads=1, verify=False)
+    for name, tensor in weights_of(meeting.current.model).items():
+        torch.testing.assert_close(tensor, weights[name] + 0.5, rtol=1e-6, atol=1e-6)
+
+
 def test_a_round_is_the_mean_of_its_contributions(place: Path) -> None:
     meeting = begin(place / "meet", str(place / "base"))
     models = [changed_copy(place / "base", place / f"m{index}", index) for index in range(3)]

@@ -1,8 +1,9 @@
-"""`ftcli export`: hf, adapter, int8, int4 and vllm folders, loaded back by what is to use them."""
+"""`ftcli export`: hf, int8 and int4 folders, loaded back by what is to use them; what every format answers."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,43 +21,11 @@ from ftcli.exporting.formats.hf import Hf
 from ftcli.exporting.formats.int4 import Int4
 from ftcli.exporting.formats.int8 import Int8
 from ftcli.exporting.formats.vllm import Vllm
+from ftcli.files import file_hashes
 from ftcli.models.load import load_model, save_model
 from ftcli.models.settings import Init, Model
-from ftcli.models.tokenizer import Tokenizer
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2, "initializer_range": 0.2}
-
-
-@pytest.fixture
-def base(make_tokenizer: Callable[..., Tokenizer], tmp_path: Path) -> Path:
-    """A tiny Llama that talks ChatML."""
-    tokenizer = make_tokenizer()
-    folder = tmp_path / "base"
-    save_model(load_model(Model(init=Init(architecture="llama", config=SIZES)), tokenizer, seed=1), tokenizer, folder)
-    return folder
-
-
-@pytest.fixture
-def make_adapter(base: Path) -> Callable[..., Path]:
-    """Makes an adapter on the base with factors that change every answer."""
-
-    def make(name: str, *, on: Path | None = None, **settings: Any) -> Path:
-        from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(on or base)
-        module = get_peft_model(model, LoraConfig(**{"r": 4, "target_modules": ["q_proj", "down_proj"], **settings}))
-        generator = torch.Generator().manual_seed(len(name))
-        with torch.no_grad():
-            for parameter in module.parameters():
-                if parameter.requires_grad:
-                    parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-        module.peft_config["default"].base_model_name_or_path = str(on or base)
-        folder = base.parent / name
-        module.save_pretrained(folder)
-        return folder
-
-    return make
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -91,7 +60,11 @@ def test_the_manifest_and_the_card_say_what_went_in(make_adapter: Any) -> None:
     manifest = json.loads((adapter.parent / "out" / "manifest.json").read_text())
     inputs = manifest["sources"][0]["inputs"]
     assert inputs["adapter_model.safetensors"] == sha256_of(adapter / "adapter_model.safetensors")
-    assert inputs["base/model.safetensors"] == sha256_of(adapter.parent / "base" / "model.safetensors")
+    beside = {f"base/{path.name}": path for path in (adapter.parent / "base").iterdir()}
+    assert {"base/model.safetensors", "base/config.json", "base/tokenizer.json", "base/chat_template.jinja"} <= set(beside)
+    assert {name: digest for name, digest in inputs.items() if name.startswith("base/")} == {
+        name: sha256_of(path) for name, path in beside.items()
+    }
     card = (adapter.parent / "out" / "README.md").read_text()
     assert str(adapter.parent) not in card
     assert "| merged = attached, float32 | passed |" in card
@@ -184,33 +157,6 @@ def test_tied_weights_stay_tied(make_tokenizer: Any, tmp_path: Path) -> None:
     assert "lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
 
 
-def test_an_adapter_is_loaded_by_peft_alone(make_adapter: Any) -> None:
-    adapter = make_adapter("one", use_rslora=True)
-    report = export([str(adapter)], Adapter(), adapter.parent / "out")
-    check = report.checks[0]
-    assert check.passed
-    assert check.difference is not None
-    assert check.difference.kl < 1e-9
-    assert (adapter.parent / "out" / "tokenizer.json").is_file()
-
-
-def test_an_adapter_that_computes_otherwise_is_not_exported(make_adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftcli.exporting.formats import adapter as adapter_format
-
-    copy = adapter_format.copy_adapter
-
-    def copy_wrong(source: Any, folder: Path) -> None:
-        copy(source, folder)
-        tensors = load_file(folder / "adapter_model.safetensors")
-        save_file({name: tensor * 1.5 for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
-
-    monkeypatch.setattr(adapter_format, "copy_adapter", copy_wrong)
-    adapter = make_adapter("one")
-    with pytest.raises(GateError, match="loaded by PEFT"):
-        export([str(adapter)], Adapter(), adapter.parent / "out")
-    assert not (adapter.parent / "out").exists()
-
-
 def test_a_merge_that_differs_leaves_nothing(make_adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from ftcli.methods import adapter as merging
 
@@ -232,42 +178,6 @@ def test_quantised_folders_load_in_transformers(form: Any, most: float, base: Pa
     assert check.detail == "14 linear layers quantised"
     assert "quantization_config" in json.loads((tmp_path / "out" / "config.json").read_text())
     assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
-
-
-def test_many_adapters_are_laid_out_beside_their_base(make_adapter: Any) -> None:
-    first, second = make_adapter("one", r=4), make_adapter("three", r=12)
-    output = first.parent / "out"
-    report = export([str(first), str(second)], Vllm(), output)
-    assert [check.passed for check in report.checks] == [True, True, None]
-    script = (output / "serve.sh").read_text()
-    assert "--max-lora-rank 16 --max-loras 2 --lora-modules one=./adapters/one three=./adapters/three" in script
-    assert "vllm serve ./base --host 127.0.0.1" in script
-    config = json.loads((output / "adapters" / "one" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "../../base"
-    assert (output / "base" / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"use_dora": True}, "it is DoRA"),
-        ({"modules_to_save": ["lm_head"]}, "brings modules of its own: lm_head"),
-        ({"rank_pattern": {"q_proj": 2}}, "different ranks"),
-    ],
-)
-def test_what_vllm_cannot_serve_is_refused(settings: dict[str, Any], message: str, make_adapter: Any) -> None:
-    adapter = make_adapter("one", **settings)
-    with pytest.raises(RequestError, match=message):
-        export([str(adapter)], Vllm(), adapter.parent / "out")
-
-
-def test_adapters_of_two_bases_are_not_served_together(make_adapter: Any, base: Path) -> None:
-    import shutil
-
-    shutil.copytree(base, base.parent / "other")
-    first, second = make_adapter("one"), make_adapter("three", on=base.parent / "other")
-    with pytest.raises(RequestError, match="are on 2 bases"):
-        export([str(first), str(second)], Vllm(), base.parent / "out")
 
 
 def test_requests_that_cannot_be_met_are_refused_before_weights_are_read(
@@ -293,3 +203,61 @@ def test_requests_that_cannot_be_met_are_refused_before_weights_are_read(
 def test_a_dtype_of_another_format_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--dtype q8_0 is not offered by `hf`(.|\n)*float32, bfloat16, float16"):
         Hf("q8_0")
+
+
+def test_two_exports_into_one_folder_never_mix(make_adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is refused while the first is at work, in whatever format, and the first ends as if there had been no second."""
+    first, second = make_adapter("one"), make_adapter("other")
+    output, met = first.parent / "out", []
+    write = Hf.write
+
+    def with_company(form: Hf, subject: Any, folder: Path) -> None:
+        monkeypatch.setattr(Hf, "write", write)
+        for other in (Hf(), Adapter()):
+            with pytest.raises(UsageError, match=rf"`{output}` is being written by process {os.getpid()}"):
+                export([str(second)], other, output)
+            met.append(other.kind)
+        write(form, subject, folder)
+
+    monkeypatch.setattr(Hf, "write", with_company)
+    export([str(first)], Hf(), output)
+    assert met == ["hf", "adapter"]
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["files"] == file_hashes(output, left_out=("manifest.json", "README.md"))
+    assert manifest["sources"][0]["name"] == "one"
+    assert [path.name for path in output.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_came_to_stand_at_the_name_meanwhile_stays(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Hf.write
+
+    def with_company(form: Hf, subject: Any, folder: Path) -> None:
+        write(form, subject, folder)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.txt").write_text("mine")
+
+    monkeypatch.setattr(Hf, "write", with_company)
+    with pytest.raises(UsageError, match="exists already"):
+        export([str(base)], Hf(), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_template_that_refuses_the_probe_is_compared_as_text(base: Path, tmp_path: Path) -> None:
+    template = base / "chat_template.jinja"
+    refusal = "{% if messages[0].role != 'system' %}{{ raise_exception('a system message first') }}{% endif %}"
+    template.write_text(refusal + template.read_text())
+    report = export([str(base)], Hf(), tmp_path / "out")
+    check = next(check for check in report.checks if "template" in check.name)
+    assert check.passed
+    assert "refuses the probe" in check.detail
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == template.read_text()
+
+
+@pytest.mark.parametrize("form", [Hf(), Vllm()])
+def test_no_file_names_a_folder_of_this_machine(form: Any, make_adapter: Any, tmp_path: Path) -> None:
+    adapter = make_adapter("one")
+    (adapter / "base.json").write_text(json.dumps({"base": str(tmp_path / "base"), "fingerprint": "unknown:0"}))
+    export([str(adapter)], form, tmp_path / "out")
+    named = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file() and str(tmp_path).encode() in path.read_bytes()]
+    assert named == []

@@ -199,12 +199,21 @@ def test_llama_cpp_stops_where_the_model_does(make_model: Any, tmp_path: Path, m
         exported(folder, "f16")
 
 
-def test_a_wrong_number_in_a_quantised_file_is_found_by_running_it(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_that_llama_cpp_reads_otherwise_is_found_by_running_it(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    folder = make_model("llama", GROUPED)
+    from ftcli.exporting.gguf import read_back
+
+    def config_as_meant(path: Path) -> Any:
+        config = config_in(path)
+        config.rope_parameters["rope_theta"] = 10_000.0
+        return config
+
+    folder, config_in = make_model("llama", GROUPED), read_back.config_in
     monkeypatch.setattr("gguf.GGUFWriter.add_rope_freq_base", lambda self, base: self.add_float32("llama.rope.freq_base", 10.0))
-    with pytest.raises(GateError, match=r"run by llama\.cpp"):
+    monkeypatch.setattr(read_back, "config_in", config_as_meant)
+    with pytest.raises(GateError, match=r"run by llama\.cpp") as caught:
         exported(folder, "q8_0")
+    assert "loaded by transformers" not in str(caught.value)
 
 
 def test_a_name_does_not_change_how_text_is_cut(tmp_path: Path) -> None:
@@ -294,8 +303,8 @@ def test_weights_that_are_too_large_for_16_bits_are_refused(make_model: Any) -> 
     ("architecture", "config", "message"),
     [
         ("gpt_neox", SIZES, r"`gpt_neox` is not a family ftcli can write \(families: Llama, Mistral, Qwen2"),
-        ("gemma2", {**GEMMA, "query_pre_attn_scalar": 100}, "no place for query_pre_attn_scalar 100"),
-        ("gemma3_text", {**GEMMA, "layer_types": ["full_attention"] * 2}, "layer_types other than"),
+        ("gemma2", {**GEMMA, "query_pre_attn_scalar": 100}, "no place for `query_pre_attn_scalar: 100`"),
+        ("gemma3_text", {**GEMMA, "layer_types": ["full_attention"] * 2}, "`layer_types` other than"),
         ("llama", {**GROUPED, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "RoPE of type `dynamic`"),
     ],
 )

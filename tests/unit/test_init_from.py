@@ -173,6 +173,7 @@ def test_a_whole_model_goes_on_where_it_stood(world: Path, path: str) -> None:
         ("lora", {"method": {**LORA, "init": "pissa"}}, "`pissa` would not be used"),
         ("lora", {"method": {"kind": "peft", "type": "loha"}}, "is an adapter of type `lora`, and the method trains one of type `loha`"),
         ("nowhere", {}, "nowhere` does not exist"),
+        ("lora/checkpoints/step-4", {}, "did you mean `step-000004`?"),
         ("base", {}, "a model folder goes under `model.base`"),
         ("lora", {"init_from": STACK, "method": {**LORA, "variant": "dora"}}, "`stack` is for"),
         (

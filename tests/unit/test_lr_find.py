@@ -116,3 +116,12 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     ):
         assert run(["lr-find", path, *arguments]) == 2
         assert words in capsys.readouterr().err
+    # what the range begins with by default is known with the model alone
+    assert run(["lr-find", path, "--to", "1e-12"]) == 2
+    assert "--to: found 1e-12, allowed: above `--from` (" in capsys.readouterr().err
+
+
+def test_a_chain_has_no_rate_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "chain.yaml").write_text("version: 1\nname: chain\nstages: []\n")
+    assert run(["lr-find", str(tmp_path / "chain.yaml")]) == 2
+    assert "lr-find is for one run, not for a recipe with stages" in capsys.readouterr().err

@@ -254,3 +254,14 @@ def test_weights_that_cancel_are_said_as_they_are_written(tmp_path: Path) -> Non
     family(tmp_path, count=2)
     models = "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: -0.9999999}}]\n"
     assert "the weights 1, -0.9999999 sum to 1e-07" in refused(tmp_path, f"merge_method: linear\n{models}")
+
+
+def test_adapters_are_not_trimmed_over_all_modules_together(tmp_path: Path) -> None:
+    """They are merged one module at a time; said before any adapter is looked for."""
+    from ftcli.merging.lora.recipe import read_adapter_recipe
+
+    document = {"merge_method": "lora_ties", "models": ["nowhere"], "parameters": {"weight": 1, "density": 0.5, "scope": "global"}}
+    with pytest.raises(RecipeError, match="1 problem") as caught:
+        read_adapter_recipe(document, tmp_path)
+    assert caught.value.problems[0].where == "parameters.scope"
+    assert caught.value.problems[0].what == "found `global`, allowed: tensor"

@@ -244,6 +244,27 @@ def test_a_search_goes_on_where_it_was_killed(models: Path) -> None:
     assert resumed["best"] == whole["best"]
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"merge_method": "wise_ft", "models": ["m2"], "base_model": "base", "alphas": [0.5]},
+        {"merge_method": "wise_ft", "models": ["m0"], "base_model": "m2", "alphas": [0.5]},
+        {"merge_method": "learned_weights", "models": ["m2", "base"], "base_model": "m2", "steps": 2, "lr": 1e-6, "layer_groups": 2},
+    ],
+)
+def test_no_search_is_below_the_best_of_its_models(document: dict[str, Any], models: Path) -> None:
+    """Against transformers' own losses of the models; here what is looked at otherwise is worse than one of them."""
+    report = run(models, document)
+    names = [*document["models"], *([document["base_model"]] if document["merge_method"] == "wise_ft" else [])]
+    best = min(loss_of(models, name) for name in names)
+    assert loss_of(models, "out") <= best + 1e-5
+    assert report["written"]["rows"]["loss"] <= best + 1e-5
+    assert report["evaluations"] >= len(names) + 1
+    if "coefficients" in report:
+        assert report["uniform"]["rows"]["loss"] > best + 1e-4
+        assert report["coefficients"] in ([[1.0, 0.0]] * 2, [[0.0, 1.0]] * 2)
+
+
 def test_learned_weights_are_never_worse_than_the_uniform_average(models: Path) -> None:
     document = {"merge_method": "learned_weights", "models": ["m0", "m2"], "base_model": "base", "steps": 12, "layer_groups": 2}
     report = run(models, document)
@@ -273,6 +294,15 @@ def test_generated_answers_can_decide(models: Path) -> None:
         ({"merge_method": "search", "models": ["m0", "m1"], "search": {"ranges": {"wieght": [0, 1]}}}, "no such parameter"),
         ({"merge_method": "search", "models": ["m0", "m1"], "search": {"ranges": {"weight": [1, 0]}}}, "low below high"),
         ({"merge_method": "search", "models": ["m0", "m1"], "search": {"layer_groups": 9}}, "more than the model's 2 layers"),
+        (
+            {
+                "merge_method": "search",
+                "models": ["m0", "m1"],
+                "base_model": "base",
+                "search": {"method": "ties", "fixed": {"scope": "global"}},
+            },
+            "measures merges tensor by tensor",
+        ),
         ({"merge_method": "greedy_soup", "models": ["m0", "nowhere/at/all"]}, "nowhere"),
         ({"merge_method": "greedy_soup", "models": ["m0", "m1"], "evaluate": {"sources": []}}, "sources"),
     ],

@@ -190,7 +190,7 @@ def test_a_merge_that_is_not_the_attached_adapter_is_not_left_behind(tmp_path: P
 
     adapted = randomised(get_peft_model(llama(tmp_path / "base"), LoraConfig(r=4, target_modules=["q_proj", "down_proj"])))
     adapted.save_pretrained(tmp_path / "adapter")
-    monkeypatch.setattr(adapters, "_pattern", lambda patterns, module, default: 3 * default)
+    monkeypatch.setattr(adapters, "scaling", lambda config, module, rank: 3.0)
     with pytest.raises(GateError, match="not the adapter's equal"):
         merged(tmp_path, "merge_method: linear\nmodels: [{model: base+adapter, parameters: {weight: 2}}]\n")
     assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from tests.tiny_chat_model import write_tiny_chat_model
 from ftcli.cli.main import run as run_command
 from ftcli.errors import UsageError
 from ftcli.layout.model import TreeModel
+from ftcli.merging.outcome import merge_models
 from ftcli.merging.statistics import gather_statistics
 
 ROWS = [{"prompt": "ab", "completion": "cde"}, {"prompt": "f", "completion": "gh"}, {"prompt": "xyz", "completion": "z"}]
@@ -122,6 +123,38 @@ def test_a_merge_from_gathered_statistics_runs_end_to_end(model: Path, tmp_path:
     for name, value in load_file(tmp_path / "merged" / "model.safetensors").items():
         assert value.isfinite().all()
         assert (value - first[name]).abs().max() <= 0.0101 or kind == "regmean"
+
+
+def test_fisher_weighs_tokens_of_unlike_vocabularies_by_their_own_statistics(tmp_path: Path) -> None:
+    """Against sums over a dictionary of tokens; what a model has not counts nothing in it."""
+    from tests.merge_models import LLAMA, llama_shapes, random_values, read_values, write_model, write_tensors
+
+    words = {"a": [f"w{number}" for number in range(12)], "b": [*(f"w{number}" for number in reversed(range(3, 12))), "y0", "y1"]}
+    values, squares = {}, {}
+    for seed, (name, own) in enumerate(words.items()):
+        config = {**LLAMA, "num_hidden_layers": 1, "vocab_size": len(own)}
+        values[name] = random_values(llama_shapes(config), seed)
+        squares[name] = {key: np.abs(value) + 0.1 for key, value in random_values(llama_shapes(config), seed + 2).items()}
+        write_model(tmp_path / name, values[name], config, dtype="F32")
+        document = {"model": {"type": "BPE", "vocab": {w: row for row, w in enumerate(own)}, "merges": []}, "added_tokens": []}
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(document))
+        write_tensors(tmp_path / f"{name}.safetensors", {key: ("F32", value) for key, value in squares[name].items()})
+    models = [{"model": name, "statistics": f"{name}.safetensors", "parameters": {"weight": 0.5}} for name in words]
+    recipe = {"merge_method": "fisher", "models": models, "tokenizer": {"source": "union", "pad_to_multiple_of": 8}}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    merge_models(tmp_path / "r.yaml", tmp_path / "out", verify=False)
+    ids = json.loads((tmp_path / "out" / "tokenizer.json").read_text())["model"]["vocab"]
+    found = read_values(tmp_path / "out")
+    assert len(ids) == 14
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        for word, row in ids.items():
+            parts = [
+                (squares[model][name][own.index(word)], values[model][name][own.index(word)]) for model, own in words.items() if word in own
+            ]
+            expected = sum(share * value for share, value in parts) / sum(share for share, _ in parts)
+            np.testing.assert_allclose(found[name][row], expected, rtol=1e-4, atol=1e-5)
+        mean = (values["a"][name].mean(axis=0) + values["b"][name].mean(axis=0)) / 2
+        np.testing.assert_allclose(found[name][len(ids) :], np.tile(mean, (2, 1)), atol=1e-5)
 
 
 def test_a_file_that_is_there_and_a_kind_that_is_none_are_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

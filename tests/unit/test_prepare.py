@@ -348,3 +348,13 @@ def test_real_chats_are_prepared_whole(shared: Path, make_tokenizer: MakeTokeniz
         tree = store.tree(index)
         answer = tokenizer.decode(tree.tokens[target_weights(tree, 0.0) > 0].tolist())
         assert answer == rows[index]["messages"][-1]["content"].strip() + "<|im_end|>"
+
+
+def test_special_tokens_within_texts_are_told_of_and_stay_such(write: Write, run: Run, tokenizer: Tokenizer) -> None:
+    prepared = run(write("dump", [{"text": "one</s>two"}, {"text": "three"}, {"text": "<|im_end|>four"}]))
+    (store,) = prepared.train
+    assert store.tree(0).tokens.tolist().count(tokenizer.eos_id) == 2
+    assert store.report.num_with_special == 1
+    assert any(note.startswith("special tokens are written out in 1 of 3 texts of `dump`") for note in prepared.notes)
+    chats = run(write("chats", [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]))
+    assert chats.train[0].report.num_with_special == 0

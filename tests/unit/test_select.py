@@ -25,7 +25,7 @@ from ftcli.data.select.models import TextModel
 from ftcli.data.select.neighbours import Neighbours, clusters_of, whitening
 from ftcli.data.select.pool import Pool, open_sources
 from ftcli.data.select.run import Selection, select
-from ftcli.data.select.words import WordReader, digests_of, uniform
+from ftcli.data.select.words import WordReader, Words, digests_of, uniform
 from ftcli.errors import DataError, UsageError
 
 SEA = ["ship", "sail", "harbour", "captain", "anchor", "wave", "sailor", "storm", "deck", "island", "compass", "rope"]
@@ -473,3 +473,14 @@ def test_a_misspelt_way_gets_a_hint(files: tuple[Path, Path], tmp_path: Path, ca
     gold, pool = files
     assert main.run(["data", "select", str(pool), "--like", str(gold), "-n", "3", "-o", str(tmp_path / "o"), "--by", "ngram"]) == 2
     assert "did you mean `ngrams`?" in capsys.readouterr().err
+
+
+def test_what_stands_around_a_text_changes_no_bit_of_its_sum() -> None:
+    ends = np.array([3, 3, 11, 40], dtype=np.int64)
+    values = np.random.default_rng(5).normal(size=40) * 10.0 ** np.arange(-20, 20)
+    together = Words(np.zeros(40, dtype=np.uint64), ends).sums(values)
+    alone = [
+        Words(np.zeros(b - a, dtype=np.uint64), np.array([b - a])).sums(values[a:b])[0] for a, b in itertools.pairwise([0, *ends.tolist()])
+    ]
+    assert together.tolist() == alone
+    assert together[1] == 0

@@ -17,7 +17,7 @@ from ftcli.errors import RecipeError, UsageError
 from ftcli.models.tokenizer import load_tokenizer
 from ftcli.recipe.chain import load_chain
 from ftcli.reporting.found_run import find_run
-from ftcli.training.stages import beginning_proofs, last_run, read_chain, report_lines, require_proven, results_matrix
+from ftcli.training.stages import beginning_proofs, last_run, over_stages, read_chain, report_lines, require_proven
 
 FULL = {"kind": "full"}
 WORDS = {"A": ["the", "cat", "sat", "on", "a", "mat"], "B": ["dyspnoea", "therapy", "dosage", "patient", "infarction"]}
@@ -85,6 +85,9 @@ def test_rows_that_a_stage_lists_twice_are_told(tmp_path: Path) -> None:
 def test_a_stage_measures_of_earlier_ones_what_its_objective_can_read(tmp_path: Path) -> None:
     reviews = {"source": {"kind": "builtin", "name": "reviews"}, "format": {"kind": "label", "text": "prompt", "label": "completion"}}
     labels = {"name": "labels", "method": FULL, "objective": {"kind": "classification"}, "data": {"train": [reviews]}}
+    common = {key: value for key, value in write_rows(tmp_path, "B/test.jsonl").items() if key != "format"}
+    stages = [a_stage(tmp_path, "text", "A"), labels]
+    assert measured(write_chain(tmp_path, stages, evaluation=[common])) == [[("test", "retained")], []]
     found = measured(write_chain(tmp_path, [a_stage(tmp_path, "text", "A"), labels]))
     assert found == [[("train-holdout", "target")], [("reviews-holdout", "target")]]
 
@@ -98,9 +101,122 @@ def summary(name: str, rows: str, before: float, after: float, targets: int = 9,
 
 def test_the_matrix_tells_sources_apart_by_their_rows_and_not_by_their_names() -> None:
     runs = [summary("test", "rows of a", 3.3, 3.2), summary("test", "rows of b", 5.7, 5.2), summary("other", "rows of a", 4.0, 3.9)]
-    names, learnt_at, matrix = results_matrix(runs)
-    assert (names, learnt_at) == (["test", "test-2"], [1, 2])
-    assert matrix == [[3.3, None], [3.2, None], [None, 5.2], [3.9, None]]
+    matrix = over_stages(["one", "two", "three"], runs)["matrix"]
+    assert (matrix["sources"], matrix["learnt_at"]) == (["test", "test-2"], [3, 2])
+    assert matrix["bits_per_byte"] == [[3.3, None], [3.2, None], [None, 5.2], [3.9, None]]
+
+
+def a_run(**sources: tuple[str, float, float]) -> dict[str, Any]:
+    """A summary of role, bits per byte before and after of each source."""
+
+    def at(moment: int) -> dict[str, Any]:
+        return {
+            name: {"loss": one[moment], "bits_per_byte": one[moment], "targets": 9, "role": one[0]}  # type: ignore[misc]
+            for name, one in sources.items()
+        }
+
+    return {"before": at(1), "after": at(2), "rows": {name: name for name in sources}}
+
+
+def test_what_is_learnt_last_does_not_hide_what_was_lost() -> None:
+    """`new` is watched by the first stage and learnt by the second, which loses half of what the first has learnt."""
+    runs = [
+        a_run(old=("target", 4.0, 2.0), new=("retained", 5.0, 4.8)),
+        a_run(new=("target", 4.8, 1.0), old=("retained", 2.0, 3.0)),
+    ]
+    found = over_stages(["one", "two"], runs)
+    assert found["matrix"]["learnt_at"] == [1, 2]
+    assert (found["retention"]["backward_transfer"], found["retention"]["forgetting"]) == (-1.0, 1.0)
+    assert found["retention"]["forward_transfer"] == pytest.approx(0.2)
+    assert "forgetting (bits per byte lost of it since its best): +1.0000" in report_lines(found)
+
+
+def test_what_no_stage_learnt_is_told_by_source_and_is_no_transfer() -> None:
+    """Both are watched only, as what a chain measures in all stages: each is told of alone."""
+    runs = [a_run(b=("retained", 4.0, 2.0), a=("retained", 5.0, 4.8)), a_run(b=("retained", 2.0, 3.0), a=("retained", 4.8, 1.0))]
+    found = over_stages(["one", "two"], runs)
+    assert (found["retention"]["backward_transfer"], found["retention"]["forgetting"]) == (None, None)
+    assert [one["backward_transfer"] for one in found["retention"]["by_source"]] == [None, None]
+    assert [one["forgetting"] for one in found["retention"]["by_source"]] == pytest.approx([1.0, -3.8])
+    assert "| lost since the best | +1.0000 | -3.8000 |" in report_lines(found)
+    assert "| learnt in | (only watched) | (only watched) |" in report_lines(found)
+
+
+def test_what_a_later_stage_learns_again_is_no_transfer() -> None:
+    runs = [
+        a_run(a=("target", 4.0, 2.0)),
+        a_run(b=("target", 4.0, 2.0), a=("retained", 2.0, 3.0)),
+        a_run(a=("target", 3.0, 1.0), b=("retained", 2.0, 2.5)),
+    ]
+    found = over_stages(["one", "two", "three"], runs)
+    assert found["matrix"]["learnt_at"] == [3, 2]
+    assert found["retention"]["backward_transfer"] == -0.5
+    assert found["retention"]["forgetting"] == 0.5
+
+
+def test_figures_of_a_text_that_was_cut_otherwise_are_not_set_side_by_side() -> None:
+    runs = [a_run(a=("target", 4.0, 2.0)), a_run(a=("retained", 2.2, 2.4), b=("target", 4.0, 3.0))]
+    runs[1]["cut"] = {"a": "`max_length: 32`, `split`"}
+    found = over_stages(["one", "two"], runs)
+    assert found["matrix"]["bits_per_byte"] == [[4.0, None], [2.0, None], [None, 3.0]]
+    assert [proof["passed"] for proof in found["proofs"]] == [None]
+    lines = "\n".join(report_lines(found))
+    assert "`a` after `two` is left empty: its text was cut otherwise (`max_length: 32`, `split`)" in lines
+    assert "not verified: two" in lines
+    same = over_stages(["one", "two"], [{**run, "cut": runs[1]["cut"]} for run in runs])
+    assert same["matrix"]["not_compared"] == []
+    assert [proof["passed"] for proof in same["proofs"]] == [False]
+
+
+@pytest.fixture(scope="module")
+def lengths(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two stages of other lengths than each other; all texts are longer than the second's."""
+    folder = tmp_path_factory.mktemp("lengths")
+    stages = [a_stage(folder, name, name, write_rows(folder, f"{name}/test.jsonl", 8)) for name in "AB"]
+    stages[1]["data"].update(max_length=8, on_overflow="drop")
+    stages[1]["data"]["train"] = [{**write_rows(folder, "B/few.jsonl"), "limit": 20}]
+    (folder / "B" / "few.jsonl").write_text("".join(json.dumps({"text": "a cat"}) + "\n" for _ in range(40)))
+    stages[1]["data"]["evaluation"] = [{**stages[1]["data"]["train"][0], "limit": 4}]
+    assert run(["train", str(write_chain(folder, stages, every={"log": 4}))]) == 0
+    return folder
+
+
+def test_a_stage_measures_what_an_earlier_one_did_on_the_same_text(lengths: Path) -> None:
+    found = read_chain(lengths / "out")
+    assert [proof["passed"] for proof in found["proofs"]] == [True]
+    assert all(row[0] is not None for row in found["matrix"]["bits_per_byte"])
+    second = load_chain(lengths / "chain.yaml").stages[1].loaded.recipe.data.evaluation
+    assert [(source.max_length, source.on_overflow) for source in second] == [(None, None), (64, "auto")]
+
+
+def test_a_run_after_another_measures_what_that_one_did_on_the_same_text(lengths: Path) -> None:
+    from ftcli.recipe.load import load_recipe
+    from ftcli.reporting.live import Reporter
+    from ftcli.training.after import follow
+
+    document = {
+        "version": 1,
+        "name": "next",
+        "model": json.loads((lengths / "chain.yaml").read_text())["model"],
+        "data": a_stage(lengths, "x", "A")["data"] | {"max_length": 16, "evaluation": [write_rows(lengths, "B/few.jsonl") | {"limit": 4}]},
+    }
+    (lengths / "next.yaml").write_text(json.dumps(document))
+    found = follow(load_recipe(lengths / "next.yaml", follows=True), lengths / "out", 0, Reporter(silent=True)).recipe
+    assert [(source.name, source.max_length, source.on_overflow) for source in found.data.evaluation] == [
+        ("few", 8, "drop"),
+        ("test", 64, None),
+    ]
+
+
+def test_a_method_with_a_prompt_before_it_measures_with_its_own_lengths(tmp_path: Path) -> None:
+    """The longer examples of another stage and the prompt may be more than the model can see."""
+    stages = [a_stage(tmp_path, "one", "A"), a_stage(tmp_path, "two", "B", method={"kind": "prompt", "prompt_length": 4})]
+    stages[1]["data"]["max_length"] = 32
+    second = load_chain(write_chain(tmp_path, stages)).stages[1].loaded.recipe.data.evaluation
+    assert [source.max_length for source in second] == [None, None]
+    stages[1]["method"] = FULL
+    second = load_chain(write_chain(tmp_path, stages)).stages[1].loaded.recipe.data.evaluation
+    assert [source.max_length for source in second] == [None, 64]
 
 
 @pytest.mark.parametrize(
@@ -109,13 +225,13 @@ def test_the_matrix_tells_sources_apart_by_their_rows_and_not_by_their_names() -
         (summary("test", "rows of a", 3.2, 3.0), True, "passed: two began where `one` ended: the loss of 1 source differs by 0.0e+00"),
         (summary("test", "rows of a", 3.3, 3.0), False, "FAILED: two"),
         (summary("test", "rows of b", 3.2, 3.0), None, "not verified: two began where `one` ended: nothing to compare, no source"),
-        (summary("test", "rows of a", 3.2, 3.0, targets=8), None, "nothing to compare, what both measure has other targets now"),
+        (summary("test", "rows of a", 3.2, 3.0, targets=8), None, "nothing to compare, what both measure is cut otherwise or has"),
     ],
 )
 def test_a_proof_over_nothing_is_no_proof(second: dict[str, Any], passed: bool | None, word: str) -> None:
     proofs = beginning_proofs(["one", "two"], [summary("test", "rows of a", 3.3, 3.2), second])
     assert [proof["passed"] for proof in proofs] == [passed]
-    nothing = {"sources": [], "stages": [], "bits_per_byte": []}
+    nothing = {"sources": [], "stages": [], "bits_per_byte": [], "not_compared": []}
     kept = dict.fromkeys(("backward_transfer", "forgetting"))
     assert word in "\n".join(report_lines({"matrix": nothing, "retention": kept, "proofs": proofs}))
     if passed is None:

@@ -86,6 +86,17 @@ def test_an_untouched_run_and_its_merge_hold(run: Path, verify: Verify) -> None:
     assert skipped == {"frozen weights"}
 
 
+def test_an_export_without_a_model_of_its_own_is_no_run(run: Path, verify: Verify, tmp_path: Path) -> None:
+    """As gguf, ollama and vllm folders are; what their own runtimes found stands in the manifest."""
+    output = tmp_path / "served"
+    assert ftcli(["export", str(run), "--to", "vllm", "-o", str(output)]) == 0
+    code, report = verify(output)
+    assert (code, failing(report), report["verified"]) == (0, [], True)
+    assert [proof["name"] for proof in report["proofs"] if proof["outcome"] == "holds"] == ["files"]
+    flip_bit(output / "serve.sh", -2)
+    assert verify(output)[0] == 1
+
+
 def test_one_bit_of_a_weight_is_named_and_the_last_byte_counts(run: Path, verify: Verify) -> None:
     flip_bit(run / "adapter" / "adapter_model.safetensors", -1)
     code, report = verify(run)

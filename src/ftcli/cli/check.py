@@ -81,6 +81,10 @@ def _check_fast(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
 
         require_grown(model_folder(model.base, model.revision, weights=False))
     looks = look(loaded.recipe.data, tokenizer, formats=loaded.recipe.objective.formats)
+    if loaded.recipe.objective.regularize:
+        from ftcli.training.regularizer_look import look_at_regularizers
+
+        looks += look_at_regularizers(loaded.recipe, tokenizer)
     rows = [(f"{look.name} ({where})", tree) for look in looks for where, tree in list(zip(look.wheres, look.trees, strict=True))[:show]]
     _show_rows(rows, loaded, tokenizer)
     for source in looks:
@@ -94,8 +98,10 @@ def _check_fast(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
 def _check_all(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
     """Everything: all rows, duplicates, the model, the layout, memory and disk."""
     from ftcli.reporting.live import Reporter
-    from ftcli.training.assemble import assemble_data, assemble_model, count_parameters, make_accelerator, settled
+    from ftcli.training.assemble import assemble_data, assemble_model, count_parameters, load_base, make_accelerator, settled
     from ftcli.training.frozen_cache import plan_frozen_cache
+    from ftcli.training.regularizer_look import look_at_regularizers
+    from ftcli.training.regularizers import require_regularizers
     from ftcli.training.resources import (
         free_disk_bytes,
         held_bytes,
@@ -110,6 +116,7 @@ def _check_all(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
 
     recipe, folder = loaded.recipe, run_folder(loaded.recipe)
     with Reporter() as reporter:
+        look_at_regularizers(recipe, recipe.model.load_tokenizer())
         data = assemble_data(recipe, reporter)
         recipe = settled(recipe, data)
         reporter.close()
@@ -133,6 +140,7 @@ def _check_all(loaded: LoadedRecipe, show: int) -> dict[str, Any]:
         reporter.note(f"disk: at most {format_bytes(disk)} of {format_bytes(free_disk_bytes(folder.path))} free")
         require_memory(parts.module, accelerator.device, at_work, held)
         require_disk(folder.path, parts.module, recipe.every.keep)
+        require_regularizers(recipe, data, parts, accelerator, lambda other: load_base(other, data.tokenizer, accelerator.device), reporter)
         plan_frozen_cache(recipe, data, parts, accelerator, folder.path, reporter.note)
         if folder.resolved_path.exists():
             reporter.note(f"{folder.path} already holds a run: `ftcli train --resume` goes on with it")

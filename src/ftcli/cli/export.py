@@ -49,7 +49,7 @@ def export(
             from ftcli.exporting.push import check_repository
 
             check_repository(push)
-        report = export_targets(targets, form, folder, device=device, progress=reporter)
+        report = export_targets(targets, form, folder, device=device, to_hub=push is not None, progress=reporter)
         _say(report, reporter.note)
         if push is not None:
             from ftcli.exporting.push import push_folder

@@ -26,8 +26,11 @@ def lr_find(
     """Suggest a learning rate: train a few steps at rising ones, in memory alone."""
     from ftcli.cli.console import print_json, words_on_stderr
     from ftcli.errors import UsageError
+    from ftcli.recipe.chain import is_chain
     from ftcli.recipe.load import load_recipe
 
+    if is_chain(recipe):
+        raise UsageError("lr-find is for one run, not for a recipe with stages", hint="put a stage's keys into a recipe of its own")
     if steps < 20:
         raise UsageError(f"--steps: found {steps}, allowed: 20 and more")
     if lowest is not None and lowest <= 0:

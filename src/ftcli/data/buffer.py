@@ -1,25 +1,25 @@
 """A replay buffer: a sample of bounded size of all rows that earlier runs were trained on, carried from run to run.
 
-Every row that was ever seen has the same chance to be in it, as in reservoir sampling (Vitter 1985, "Random sampling with a
-reservoir"). Runs come one after the other with all their rows at hand, so the sample is drawn in one go: how many of its rows are from
-the buffer before is hypergeometric, and which ones is a draw without replacement.
+Every different row that was ever seen has the same chance to be in it, as in reservoir sampling (Vitter 1985, "Random sampling with a
+reservoir"). Each row has a rank that is drawn from its content and the life's seed, and the rows of lowest rank are kept (bottom-k
+sampling: Cohen and Kaplan 2007, "Summarizing data using bottom-k sketches"): a row that several runs have seen has one rank and counts
+once, and what has to be known of all that was ever seen is one number, below which every rank is still there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, islice, pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
 from ftcli.data.formats.detect import detect_format
 from ftcli.data.names import free_name
 from ftcli.data.settings import TrainSource
-from ftcli.data.sources.file import File
-from ftcli.errors import DataError
+from ftcli.errors import DataError, Problem
 from ftcli.files import json_text, new_folder, write_json, write_text
 
 BUFFER_FILE = "buffer.json"
@@ -31,112 +31,118 @@ class Seen:
     """A source and the rows of it that a run has trained on."""
 
     source: TrainSource
-    rows: Sequence[int]
-    """Their numbers in the source, counted from 0, rising."""
+    rows: Iterable[Row]
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
     """The sample of one source."""
 
-    seen: int
-    """Rows that were ever seen of it."""
     num_rows: int
-    """Rows of it in the sample; a source that has none this time still counts in the next."""
     source: TrainSource
 
-    def to_json(self) -> dict[str, Any]:
-        return {"seen": self.seen, "source": self.source.model_dump(mode="json")}
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """The sample of all sources."""
+
+    sources: tuple[Kept, ...]
+    seed: int
+    """Of the first run of the life."""
+    complete_below: int | None
+    """All rows ever seen whose rank is lower are in the sample; None where all rows are."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the sample."""
+        return sum(kept.num_rows for kept in self.sources)
 
 
-def fill_buffer(sources: Sequence[Seen], earlier: Sequence[Kept], folder: Path, size: int, seed: int, suffix: str) -> list[Kept]:
+@dataclass(slots=True)
+class _Lowest:
+    """The rows of lowest rank among all that were offered, each once."""
+
+    size: int
+    complete_below: int | None
+    rows: dict[int, tuple[int, Row]] = field(default_factory=dict)
+    """(number of its source, row) by rank, in the order they came."""
+    _highest_first: list[int] = field(default_factory=list)
+
+    def offer(self, rank: int, source: int, row: Row) -> None:
+        if rank in self.rows or (self.complete_below is not None and rank >= self.complete_below):
+            return
+        self.rows[rank] = (source, row)
+        heappush(self._highest_first, -rank)
+        if len(self.rows) > self.size:
+            self.complete_below = -heappop(self._highest_first)
+            del self.rows[self.complete_below]
+
+
+def fill_buffer(sources: Sequence[Seen], earlier: Buffer | None, folder: Path, size: int, seed: int, suffix: str) -> Buffer:
     """Write a fair sample of at most `size` of the rows seen of `sources` and before; the same arguments give the same rows.
+
+    It is smaller where the buffer before has kept fewer: of rows that it has let go there is no part to take.
 
     Args:
         sources: what the last run was trained on, but for its own buffer.
         earlier: that buffer.
+        seed: of a life that begins here.
         suffix: tells sources of several runs apart; it is put behind their names.
 
     Raises:
         DataError: a source cannot be read any more.
     """
-    generator = random.Random(f"{seed}/buffer")
-    before, fresh = sum(kept.seen for kept in earlier), sum(len(seen.rows) for seen in sources)
-    places = generator.sample(range(before + fresh), fair_size(size, earlier, fresh))
-    drawn = sorted(place - before for place in places if place >= before)
-    of_sample = sum(kept.num_rows for kept in earlier)
-    old = sorted(generator.sample(range(of_sample), len(places) - len(drawn)))
+    kept = () if earlier is None else earlier.sources
+    seed = seed if earlier is None else earlier.seed
+    lowest = _Lowest(size, None if earlier is None else earlier.complete_below)
+    entries = [
+        *((one.source, (row for _, row in one.source.source.rows()), "") for one in kept),
+        *((one.source, one.rows, suffix) for one in sources),
+    ]
+    for number, (_, rows, _) in enumerate(entries):
+        for row in rows:
+            lowest.offer(_rank(row, seed), number, row)
     found: list[Kept] = []
-    entries: list[tuple[Kept | Seen, list[Row]]] = [*_chosen_again(earlier, old), *_chosen(sources, drawn)]
     with new_folder(folder) as partial:
-        for index, (entry, rows) in enumerate(entries):
-            path = f"{index:02d}.jsonl"
-            if rows:
-                write_text(partial / path, "".join(json_text(row, default=str) + "\n" for row in rows))
-            seen, behind = (entry.seen, "") if isinstance(entry, Kept) else (len(entry.rows), suffix)
-            name = free_name(f"{entry.source.name or entry.source.source.label()}{behind}", [kept.source.name or "" for kept in found])
-            found.append(Kept(seen, len(rows), _as_replay(entry.source, folder / path, rows, name)))
-        write_json(partial / BUFFER_FILE, {"size": size, "seed": seed, "sources": [kept.to_json() for kept in found]})
-    return found
+        for number, (source, _, behind) in enumerate(entries):
+            sample = [row for of, row in lowest.rows.values() if of == number]
+            if not sample:
+                continue
+            path = f"{number:02d}.jsonl"
+            write_text(partial / path, "".join(json_text(row, default=str) + "\n" for row in sample))
+            name = free_name(f"{source.name or source.source.label()}{behind}", [one.source.name or "" for one in found])
+            found.append(Kept(len(sample), _as_replay(source, folder / path, sample, name)))
+        buffer = Buffer(tuple(found), seed, lowest.complete_below)
+        listed = [one.source.model_dump(mode="json") for one in found]
+        write_json(partial / BUFFER_FILE, {"size": size, "seed": seed, "complete_below": buffer.complete_below, "sources": listed})
+    return buffer
 
 
-def fair_size(size: int, earlier: Sequence[Kept], fresh: int) -> int:
-    """The largest sample of at most `size` rows that the buffer before and `fresh` more rows have.
+def _rank(row: Row, seed: int) -> int:
+    """Below 2**64, and the same for the same row wherever it stands."""
+    text = json_text(dict(sorted(row.items())), default=str)
+    return int.from_bytes(hashlib.blake2b(f"{seed} {text}".encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
-    A sample stands for more rows than it has: of a larger sample than itself it could not give its part.
 
-    Example:
-        >>> source = TrainSource(source=File(path="a.jsonl"))
-        >>> [fair_size(50, [Kept(seen, 20, source)], 100) for seen in (20, 300)]
-        [50, 20]
+def read_buffer(folder: Path) -> Buffer | None:
+    """What `fill_buffer` wrote; None where there is none.
+
+    Raises:
+        DataError: it is damaged, or another version of ftcli wrote it otherwise.
     """
-    seen, num_rows = sum(kept.seen for kept in earlier), sum(kept.num_rows for kept in earlier)
-    return min(size, seen + fresh) if num_rows == seen else min(size, num_rows)
-
-
-def read_buffer(folder: Path) -> list[Kept]:
-    """What `fill_buffer` wrote; nothing where there is none."""
     if not (folder / BUFFER_FILE).is_file():
-        return []
-    entries = json.loads((folder / BUFFER_FILE).read_text(encoding="utf-8"))["sources"]
-    sources = [TrainSource.model_validate_json(json.dumps(entry["source"])) for entry in entries]
-    return [Kept(entry["seen"], _num_rows(source), source) for entry, source in zip(entries, sources, strict=True)]
+        return None
+    try:
+        found = json.loads((folder / BUFFER_FILE).read_text(encoding="utf-8"))
+        sources = [TrainSource.model_validate_json(json.dumps(entry)) for entry in found["sources"]]
+        seed, complete_below = found["seed"], found["complete_below"]
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"`{folder / BUFFER_FILE}` is damaged, or of another version of ftcli ({type(error).__name__}: {error})"
+        raise DataError("a replay buffer cannot be read", [Problem("", what, "remove its folder: it is sampled again")]) from error
+    return Buffer(tuple(Kept(sum(1 for _ in source.source.rows()), source) for source in sources), seed, complete_below)
 
 
-def _num_rows(source: TrainSource) -> int:
-    """Rows of a source of a buffer; one that gave none has no file."""
-    assert isinstance(source.source, File)
-    return sum(1 for _ in source.source.rows()) if Path(source.source.path).is_file() else 0
-
-
-def _chosen(sources: Sequence[Seen], drawn: Sequence[int]) -> Iterator[tuple[Seen, list[Row]]]:
-    """Each source with its rows among those `drawn` of all seen, which are numbered through."""
-    for seen, numbers in zip(sources, _parts([len(seen.rows) for seen in sources], drawn), strict=True):
-        yield seen, _read(seen.source, [seen.rows[number] for number in numbers])
-
-
-def _chosen_again(earlier: Sequence[Kept], drawn: Sequence[int]) -> Iterator[tuple[Kept, list[Row]]]:
-    for kept, numbers in zip(earlier, _parts([kept.num_rows for kept in earlier], drawn), strict=True):
-        yield kept, _read(kept.source, numbers)
-
-
-def _parts(counts: Sequence[int], drawn: Sequence[int]) -> list[list[int]]:
-    """Numbers of rows that run through all sources, as numbers in each source.
-
-    Example:
-        >>> _parts([3, 2], [0, 2, 4])
-        [[0, 2], [1]]
-    """
-    return [[number - first for number in drawn if first <= number < end] for first, end in pairwise(accumulate(counts, initial=0))]
-
-
-def _read(source: TrainSource, numbers: Sequence[int]) -> list[Row]:
-    wanted = set(numbers)
-    rows = islice(source.source.rows(), max(wanted) + 1) if wanted else ()
-    return [row for index, (_, row) in enumerate(rows) if index in wanted]
-
-
-def _as_replay(source: TrainSource, path: Path, rows: list[Row], name: str) -> TrainSource:
+def _as_replay(source: TrainSource, path: Path, rows: Sequence[Row], name: str) -> TrainSource:
     layout = source.format or detect_format(rows, name)
     document = {
         "source": {"kind": "file", "path": str(path.resolve())},

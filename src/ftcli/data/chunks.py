@@ -70,6 +70,8 @@ class Tally:
     """Rows by the reason why they are not used."""
     num_without_stop: int = 0
     """Rows with a trained turn that has no token in it at which generation stops."""
+    num_with_special: int = 0
+    """Texts with special tokens written out within them."""
     first_target: str | None = None
     last_target: str | None = None
     """Text of the first and the last target of the first example."""
@@ -86,6 +88,7 @@ class Tally:
             "num_bytes",
             "num_overlong",
             "num_without_stop",
+            "num_with_special",
             "num_problems",
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -151,6 +154,7 @@ class RowTokeniser:
             return []
         if not example.has_target():
             return self._drop("no target")
+        self.tally.num_with_special += self.work.format.kind == "text" and self.tokeniser.has_special_within(example)
         length = example.longest_branch
         self.row_lengths.append(length)
         if length > self.work.max_length:

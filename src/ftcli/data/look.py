@@ -73,12 +73,12 @@ def look(
         if source.entry.source.kind == "self":
             continue
         with problems.collecting():
-            looks.append(_look(plan_source(source, data, tokenizer, rows_per_source, formats), data, tokenizer))
+            looks.append(_look(plan_source(source, data, tokenizer, rows_per_source, formats), tokenizer))
     problems.raise_any()
     return looks
 
 
-def _look(plan: Plan, data: Data, tokenizer: Tokenizer) -> SourceLook:
+def _look(plan: Plan, tokenizer: Tokenizer) -> SourceLook:
     """What the rows of a plan become.
 
     Raises:
@@ -89,7 +89,7 @@ def _look(plan: Plan, data: Data, tokenizer: Tokenizer) -> SourceLook:
     from ftcli.data.chunks import RowTokeniser, Work
     from ftcli.data.verdict import refuse
 
-    tokeniser = RowTokeniser(Work(plan.format, tokenizer, data.max_length, plan.policy))
+    tokeniser = RowTokeniser(Work(plan.format, tokenizer, plan.max_length, plan.policy))
     trees: list[TokenTree] = []
     wheres: list[str] = []
     for row in plan.rows():

@@ -110,7 +110,7 @@ def prepare(
     growing = builder.await_first(train)
     notes += [f"`{store.name}` is tokenised while it is trained on: what repeats in it is not looked for" for store in growing]
     there = [store for store in train if store not in growing]
-    notes += [note for store in (*there, *evaluation) for note in store.report.left_out()]
+    notes += [note for store in (*there, *evaluation) for note in (*store.report.left_out(), *store.report.with_special())]
     blocks = [(store.name, len(store.example_lengths)) for store in there if store.first_trees is not None]
     notes += [f"`{name}` is {count} blocks of {data.max_length} tokens" for name, count in blocks]
     found = kept_audit(cache_folder, there, evaluation)
@@ -254,7 +254,7 @@ class _Builder:
         from ftcli.data.store import TreeStore, read_meta
         from ftcli.data.workers import default_workers
 
-        source, work = plan.source, Work(plan.format, self.tokenizer, self.data.max_length, plan.policy)
+        source, work = plan.source, Work(plan.format, self.tokenizer, plan.max_length, plan.policy)
         fingerprint, divided = source.entry.source.fingerprint(), None if holdout is None else holdout.key(plan.limit)
         build = Build(
             key=key_of_source(fingerprint, work, limit=plan.limit, holdout=divided),

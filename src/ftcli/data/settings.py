@@ -67,6 +67,11 @@ class EvaluationSource(Spec):
     holdout: float | None = Field(default=None, gt=0, lt=1)
     """Take only this share of these rows, at most 1000, chosen by their content; where the run trains on the same source, it leaves them
     out. For what an earlier run held out by itself; the default takes all rows."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Longest example of this source in tokens; the default is `data.max_length`. What an earlier run or stage has measured is measured
+    with that one's, so that the figures are of the same text."""
+    on_overflow: OnOverflow | None = None
+    """What happens to a longer one of this source; the default is `data.on_overflow`."""
     generate: Generate | None = None
     """Also generate answers and score them."""
 
@@ -98,6 +103,10 @@ class Data(Spec):
     cuts the prompt from its beginning, `split` makes several examples of it. `auto` splits texts and is `error` for the rest."""
     workers: int | None = Field(default=None, ge=1)
     """Tokenising processes; the default is the number of cores, at most 8."""
+
+    def longest(self) -> int:
+        """Tokens of the longest example that any of the sources may have."""
+        return max(self.max_length, *(source.max_length or 0 for source in self.evaluation), 0)
 
     def held_out(self) -> EvaluationSource | None:
         """The rows that a run holds out of its one training source by itself, for later runs to measure; None where it holds out none."""

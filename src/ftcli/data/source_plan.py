@@ -91,6 +91,8 @@ class Plan:
     source: Source
     format: Format
     is_detected: bool
+    max_length: int
+    """Tokens of its longest example."""
     policy: Policy
     limit: int | None
     """Only the first so many rows."""
@@ -135,7 +137,9 @@ def plan_source(source: Source, data: Data, tokenizer: Tokenizer, first_rows: in
     # A wrong row is counted with all others later.
     with contextlib.suppress(DataError):
         settings.example(row, tokenizer, where)
-    return Plan(source, settings, entry.format is None, _policy(source, data.on_overflow, settings), min(limits, default=None), tuple(row))
+    max_length, on_overflow = (getattr(entry, key, None) or getattr(data, key) for key in ("max_length", "on_overflow"))
+    policy = _policy(source, on_overflow, settings)
+    return Plan(source, settings, entry.format is None, max_length, policy, min(limits, default=None), tuple(row))
 
 
 def format_of(entry: TrainSource | EvaluationSource, formats: frozenset[str]) -> Format:

@@ -64,6 +64,8 @@ class SourceReport:
     """Text of the last target of the first example."""
     cache_key: str
     cache_hit: bool = False
+    num_with_special: int = 0
+    """Texts with special tokens written out within them."""
 
     @property
     def trained_ratio(self) -> float:
@@ -91,6 +93,14 @@ class SourceReport:
         """One line for each reason why rows are not used."""
         counts = [(reason, f"{format_count(count)} of {format_count(self.rows_read)}") for reason, count in sorted(self.dropped.items())]
         return [f"{share} rows of `{self.name}` left out: {reason}" for reason, share in counts]
+
+    def with_special(self) -> list[str]:
+        """A line about texts that the tokenizer does not read as plain text; none where there are none."""
+        if not self.num_with_special:
+            return []
+        share = f"{format_count(self.num_with_special)} of {format_count(self.rows_read)}"
+        hint = "where one ends a document, cut there and make rows of the parts"
+        return [f"special tokens are written out in {share} texts of `{self.name}`, and are read as such: {hint}"]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "trained_ratio": self.trained_ratio}
@@ -123,6 +133,7 @@ def report_of(
         length_p95=int(p95),
         length_max=int(most),
         num_without_stop=tally.num_without_stop,
+        num_with_special=tally.num_with_special,
         first_target=tally.first_target,
         last_target=tally.last_target,
         cache_key=cache_key,

@@ -111,6 +111,10 @@ class Tokeniser:
         self._check_bos(result, where)
         return result
 
+    def has_special_within(self, example: EncodedExample) -> bool:
+        """Whether a special token stands in a text elsewhere than at its ends, where BOS and EOS belong."""
+        return any(not self._special_bytes.keys().isdisjoint(segment.encoded.ids[1:-1]) for segment in example.segments)
+
     def _check_bos(self, example: EncodedExample, where: str) -> None:
         """Refuse a branch with two BOS: a template that writes one and an encoder that adds one go unnoticed otherwise."""
         bos = self.tokenizer.bos_id

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import Problem, RequestError
-from ftcli.files import new_folder, write_json
+from ftcli.exporting.held_folder import new_held_folder
+from ftcli.files import write_json
 from ftcli.reporting.found_run import RESOLVED_RECIPE, read_run
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def write_dropped(run: Path, count: int, output: Path) -> int:
     config, tensors = without_first(*read_adapter(folder), count)
     # The run's recipe knows the base by a name that can be opened again.
     config["base_model_name_or_path"] = _recipe(run).model.base or config.get("base_model_name_or_path")
-    with new_folder(output) as partial:
+    with new_held_folder(output) as partial:
         write_adapter(partial, config, tensors)
         load_tokenizer(str(folder.resolve())).save(partial)
         if (folder / BASE_FILE).is_file():

@@ -7,6 +7,8 @@ folder without a name, and what was written is loaded by its own runtime and com
 from __future__ import annotations
 
 import json
+import math
+import operator
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 from ftcli.errors import GateError, Problem, RequestError, UsageError
 from ftcli.exporting.checks import Check
 from ftcli.exporting.difference import compare, logits_on
-from ftcli.exporting.export_card import export_card
+from ftcli.exporting.export_card import base_name, export_card
 from ftcli.exporting.finite import require_finite, require_range
 from ftcli.exporting.formats.format import Format, Subject
+from ftcli.exporting.held_folder import new_held_folder
 from ftcli.exporting.merge_run import MAX_KL
-from ftcli.exporting.source import Source, open_source
-from ftcli.files import check_new_folder, file_hashes, new_folder, sha256_of, write_json, write_text
+from ftcli.exporting.source import Source, open_source, require_plain
+from ftcli.files import check_new_folder, file_hashes, sha256_of, write_json, write_text
 
 if TYPE_CHECKING:
     from ftcli.models.generate import Progress
@@ -52,14 +55,17 @@ class ExportReport:
         }
 
 
-def export(targets: Sequence[str], form: Format, output: Path, *, device: str = "auto", progress: Progress | None = None) -> ExportReport:
+def export(
+    targets: Sequence[str], form: Format, output: Path, *, device: str = "auto", to_hub: bool = False, progress: Progress | None = None
+) -> ExportReport:
     """Write `targets` as `form` at `output`.
 
     Args:
         targets: runs, checkpoints, adapter or model folders, builtin:NAME, or hub ids; one, but for formats that hold several.
+        to_hub: the folder is going to be read on other machines.
 
     Raises:
-        RequestError: there is no such target, the format cannot hold it, or the disk has no room.
+        RequestError: there is no such target, the format cannot hold it, the disk has no room, or another process writes there.
         GateError: what was written is not the source's equal; nothing is left at `output`.
     """
     if form.single and len(targets) != 1:
@@ -72,20 +78,24 @@ def export(targets: Sequence[str], form: Format, output: Path, *, device: str = 
         say(0, 4, "look at the source")
         sources = [open_source(target, device) for target in targets]
         for source in sources:
+            if form.is_merged:
+                require_plain(source)
             form.check(source)
+            if to_hub:
+                form.check_portable(source)
         form.check_together(sources)
         check_disk(output, _num_bytes(form, sources))
-        say(1, 4, "load")
-        subjects = [_loaded(source, form) for source in sources]
-        say(2, 4, "write")
-        with new_folder(output) as partial:
+        with new_held_folder(output) as partial:
+            say(1, 4, "load")
+            subjects = [_loaded(source, form) for source in sources]
+            say(2, 4, "write")
             form.write_all([subject for subject, _ in subjects], partial)
             say(3, 4, "load back and compare")
             checks = [check for _, found in subjects for check in found]
             checks += form.verify_all([subject for subject, _ in subjects], partial)
             _gate(form, checks)
             report = _report(form, sources, partial, output, checks)
-            write_json(partial / "manifest.json", {**_manifest(report, sources), "files": file_hashes(partial)})
+            write_json(partial / "manifest.json", {**_manifest(report, sources, form), "files": file_hashes(partial)})
             write_text(partial / "README.md", export_card(report, sources, form))
         say(4, 4, "export")
     return report
@@ -107,7 +117,8 @@ def check_disk(output: Path, num_bytes: int) -> None:
 
 
 def _num_bytes(form: Format, sources: Sequence[Source]) -> int:
-    return sum(form.num_bytes(num_parameters(source), source) for source in sources)
+    own = sum(form.num_bytes(num_parameters(source), source) for source in sources)
+    return own + form.shared_bytes(num_parameters(sources[0]), sources[0])
 
 
 def num_parameters(source: Source) -> int:
@@ -126,16 +137,9 @@ def _weights_in(path: Path) -> int:
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-    except (OSError, ValueError, TypeError, KeyError, MemoryError, OverflowError) as error:
+        return sum(math.prod(map(operator.index, entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, MemoryError, OverflowError) as error:
         raise RequestError("the weights cannot be read", [Problem(str(path), "is not a safetensors file")]) from error
-    total = 0
-    for shape in shapes:
-        count = 1
-        for size in shape:
-            count *= size
-        total += count
-    return total
 
 
 def _loaded(source: Source, form: Format) -> tuple[Subject, list[Check]]:
@@ -166,7 +170,8 @@ def _report(form: Format, sources: Sequence[Source], partial: Path, output: Path
     return ExportReport(str(output), form.kind, form.stored_dtype(sources[0]), num_bytes, tuple(checks), commands)
 
 
-def _manifest(report: ExportReport, sources: Sequence[Source]) -> dict[str, Any]:
+def _manifest(report: ExportReport, sources: Sequence[Source], form: Format) -> dict[str, Any]:
+    """What went in and what was found; it names no folder of this machine."""
     from ftcli.training.manifest import versions
 
     return {
@@ -176,12 +181,13 @@ def _manifest(report: ExportReport, sources: Sequence[Source]) -> dict[str, Any]
         "sources": [
             {
                 "name": source.name,
-                "base": source.base,
-                "source": source.reference,
+                "base": base_name(source.base),
+                "source": base_name(source.reference) if source.reference is not None else source.name,
                 "inputs": {name: sha256_of(path) for name, path in source.inputs.items()},
             }
             for source in sources
         ],
+        **({} if form.data is None else {"data": {form.data.name: sha256_of(form.data)}}),
         "versions": versions(),
         "checks": [check.to_json() for check in report.checks],
     }

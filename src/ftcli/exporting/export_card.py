@@ -29,7 +29,7 @@ def export_card(report: ExportReport, sources: Sequence[Source], form: Format) -
             "",
             f"{names} on `{base_name(first.base)}`, exported as {report.kind} ({report.dtype}).",
             "",
-            form.usage(Path(report.output).name),
+            form.usage(Path(report.output).name, first),
             "",
             "Loaded back and compared with the source on a probe:",
             "",

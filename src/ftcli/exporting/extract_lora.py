@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.errors import GateError, Problem, RequestError, UsageError
+from ftcli.errors import GateError, Problem, RequestError
 from ftcli.exporting.difference import Difference, compare, logits_on, probe_of
-from ftcli.files import check_place
+from ftcli.files import check_new_folder
+from ftcli.merging.engine import working_folder
+from ftcli.merging.hold import held
 from ftcli.merging.lora.extract import Anatomy, Extraction, ExtractReport, extract_lora
 from ftcli.merging.lora.stored import stored_model
 from ftcli.models.locate import model_folder
@@ -69,9 +71,7 @@ def extract(
         RequestError: the models cannot be read, or do not fit each other.
         GateError: base and adapter compute what is not finite, or are further from the tuned model than the base.
     """
-    check_place(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"`{output}` exists already", hint="choose another folder with -o, or remove this one")
+    check_new_folder(output)
     folders = [_model_folder(reference) for reference in (tuned, base)]
     say = progress.update if progress is not None else lambda done, total, what: None
     say(0, 3, "read the architecture")
@@ -79,11 +79,13 @@ def extract(
     extraction = Extraction(stored_model(folders[0]), stored_model(folders[1]), anatomy(folders[1]), rank, wanted)
     roles = dict(zip(("tuned", "base"), folders, strict=True))
     inputs = {f"{role}/{path.name}": path for role, folder in roles.items() for path in sorted(folder.glob("*.safetensors"))}
-    say(1, 3, "factor the changes")
     name = base if base.startswith("builtin:") or not Path(base).expanduser().is_dir() else str(folders[1].resolve())
-    report = extract_lora(extraction, output, base=name, inputs=inputs, dtype=dtype, tokenizer=folders[0])
-    say(2, 3, "load back and compare")
-    found = _compared(folders, output, report, device)
+    with held(working_folder(output), output):
+        check_new_folder(output)
+        say(1, 3, "factor the changes")
+        report = extract_lora(extraction, output, base=name, inputs=inputs, dtype=dtype, tokenizer=folders[0])
+        say(2, 3, "load back and compare")
+        found = _compared(folders, output, report, device)
     say(3, 3, "extract")
     return found
 

@@ -133,6 +133,7 @@ def _merge(
     _check_request(job, output, target)
     say = progress.update if progress is not None else lambda done, total, what: None
     with quiet_libraries(), held(working_folder(output), output):
+        check_new_folder(output)  # another may have ended while this one began
         say(0, 4, "load base and adapter")
         module = job.attached()
         require_finite(module, "the merge cannot be made")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ftcli.errors import Problem, RequestError, UsageError
+from ftcli.errors import Problem, RequestError, UsageError, did_you_mean
+from ftcli.models.adapter_start import HINT, lost_start
 from ftcli.reporting.found_run import ARTEFACTS, RESOLVED_RECIPE, has_artefact, is_run
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ftcli.models.adapters import Adapters
     from ftcli.models.tokenizer import Tokenizer
     from ftcli.recipe.recipe import Recipe
+    from ftcli.training.init_from import Origin
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINTS = "checkpoints"
@@ -95,15 +97,15 @@ def _adapter_loader(name: str, folder: str, target: str, base: PreTrainedModel, 
     from ftcli.methods.adapter import load_adapter
     from ftcli.models.added_rows import needs_another_base
     from ftcli.models.fingerprint import is_other_base
-    from ftcli.training.init_from import find_origin
+    from ftcli.models.settings import noted_quantization
 
-    origin = find_origin(Path(folder).expanduser())
     where = f"--adapter {name}={folder}"
+    origin = _origin(Path(folder).expanduser(), where)
     if origin.what != "adapter":
         problem = Problem(where, f"holds a {origin.what}, and no adapter that can be put on a base")
         raise RequestError("the adapter cannot be loaded", [problem])
     if (needed := needs_another_base(origin.folder)) is not None:
-        problem = Problem(where, f"{needed}, and this base has none", f"`ftcli generate {folder}` opens it alone")
+        problem = Problem(where, f"{needed}, and this base has none", f"`ftcli serve {folder}` and `ftcli generate {folder}` open it alone")
         raise RequestError("the adapter cannot share a base", [problem])
     is_other = is_other_base(fingerprint, origin.fingerprint) if origin.fingerprint else not _is_same_name(origin.base, target, base)
     if is_other:
@@ -111,14 +113,33 @@ def _adapter_loader(name: str, folder: str, target: str, base: PreTrainedModel, 
         problem = Problem(where, f"was trained on {trained_on}, and this base is `{target}`")
         raise RequestError("the adapter is of another base", [problem])
     method = None if origin.recipe is None else origin.recipe.method
-    if method is None:
-        return lambda model: load_adapter(model, origin.folder, shares_base=True)
-    if method.quantization() is not None:
+    quantization = noted_quantization(origin.folder) if method is None else method.quantization()
+    if quantization is not None:
         problem = Problem(
             where, f"was trained on `{origin.base}` quantised, and would compute something else here", f"ftcli generate {folder}"
         )
         raise RequestError("the adapter is of another base", [problem])
+    if method is None:
+        return lambda model: load_adapter(model, origin.folder, shares_base=True)
     return lambda model: method.load(model, origin.folder)
+
+
+def _origin(path: Path, where: str) -> Origin:
+    """The adapter that a command line names.
+
+    Raises:
+        RequestError: there is nothing of the kind; names the option, not the key of a recipe.
+    """
+    from ftcli.training.init_from import find_origin
+
+    try:
+        return find_origin(path)
+    except RequestError as error:
+        beside = sorted(item.name for item in path.parent.iterdir() if item.is_dir()) if path.parent.is_dir() else []
+        near = None if path.exists() else did_you_mean(path.name, beside)
+        what = "; ".join(problem.what for problem in error.problems) or str(error)
+        hint = near or "a run that left an adapter, or a folder with `adapter_config.json`"
+        raise RequestError("the adapter cannot be loaded", [Problem(where, what, hint)]) from error
 
 
 def _is_same_name(noted: str | None, target: str, base: PreTrainedModel) -> bool:
@@ -214,12 +235,12 @@ def _open_model(target: str, device: torch.device) -> Loaded:
 def _open_adapter(target: str, folder: Path, device: torch.device) -> Loaded:
     from ftcli.models.added_rows import read_rows
     from ftcli.models.load import load_model
-    from ftcli.models.settings import Model, noted_rope_settings
+    from ftcli.models.settings import Model, noted_quantization, noted_rope_settings
     from ftcli.models.tokenizer import load_tokenizer
 
     base = adapter_base(target, folder)
     tokenizer = load_tokenizer(str(folder) if (folder / "tokenizer.json").is_file() else base)
-    model = load_model(Model(base=base, rope=noted_rope_settings(folder)), None, device=device)
+    model = load_model(Model(base=base, rope=noted_rope_settings(folder)), None, quantization=noted_quantization(folder), device=device)
     read_rows(model, folder)
     from peft import PeftModel
 
@@ -237,7 +258,8 @@ def adapter_base(target: str, folder: Path) -> str:
     """The base that an adapter names.
 
     Raises:
-        RequestError: it names none, or its weights are not in safetensors (PEFT would open a pickle file instead).
+        RequestError: it names none, or its weights are not in safetensors (PEFT would open a pickle file instead), or what it adds to
+            that base is not known.
     """
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -248,7 +270,10 @@ def adapter_base(target: str, folder: Path) -> str:
         raise RequestError("the adapter cannot be loaded", [Problem(target, f"`{ADAPTER_CONFIG}` names no base model")])
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise RequestError("the adapter cannot be loaded", [Problem(target, f"has no `{ADAPTER_WEIGHTS}`")])
-    return base
+    if (lost := lost_start(config)) is not None:
+        raise RequestError("the adapter cannot be loaded", [Problem(target, lost, HINT)])
+    beside = folder / base
+    return str(beside.resolve()) if base.startswith(".") and beside.is_dir() else base
 
 
 def _recipe(run: Path) -> Recipe:

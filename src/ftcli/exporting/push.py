@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from ftcli.errors import Problem, RequestError, RunError, UsageError
@@ -43,5 +44,6 @@ def push_folder(folder: Path, repository: str) -> str:
         commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export with ftcli")
     except (HfHubHTTPError, HTTPError, OSError) as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RunError(f"`{repository}` could not be pushed to: {first_line}", hint=f"the export is in `{folder}`; push again") from error
+        again = f"hf upload --private {repository} {shlex.quote(str(folder))}"
+        raise RunError(f"`{repository}` could not be pushed to: {first_line}", hint=f"the export is whole; to send it: {again}") from error
     return str(commit)

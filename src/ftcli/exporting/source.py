@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ftcli.errors import Problem, RequestError, UsageError
 from ftcli.exporting.difference import probe_of
 from ftcli.exporting.open_target import adapter_base
+from ftcli.exporting.same_base import require_same_base
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,7 +93,8 @@ def _whole_run(run_folder: Path, checkpoint: str | None, device: str) -> Source:
 
 
 def _model_source(target: str, folder: Path, device: str) -> Source:
-    """A model without an adapter: its merge is itself."""
+    """A model without an adapter: its merge is itself, with plain weights."""
+    from ftcli.methods.adapter import dequantised
     from ftcli.models.load import as_pretrained, checkpoint_dtype, load_config, load_model
     from ftcli.models.settings import Model
     from ftcli.models.tokenizer import load_tokenizer
@@ -101,11 +103,13 @@ def _model_source(target: str, folder: Path, device: str) -> Source:
     reference = str(folder.resolve()) if Path(target).expanduser().is_dir() else target
 
     def load() -> PreTrainedModel:
-        return load_model(Model(base=reference), tokenizer, dtype="float32", device=device)
+        found = load_model(Model(base=reference), tokenizer, dtype="float32", device=device)
+        settle_stored(found, device)
+        return found
 
     return Source(
         attached=load,
-        merge=as_pretrained,
+        merge=lambda module: dequantised(as_pretrained(module)),
         original=load,
         underlying=load,
         is_quantised=False,
@@ -132,21 +136,30 @@ def adapter_source(folder: Path, base: str | None, device: str, quantization: Qu
     Raises:
         RequestError: it names no base, or is of a kind ftcli cannot put on one.
     """
-    from ftcli.methods.adapter import CONFIG_FILE, WEIGHTS_FILE, load_adapter, merge_adapter
+    from ftcli.methods.adapter import load_adapter, merge_adapter
     from ftcli.models.added_rows import read_rows
+    from ftcli.models.fingerprint import noted_base
     from ftcli.models.load import checkpoint_dtype, load_config, load_model
     from ftcli.models.locate import model_folder
-    from ftcli.models.settings import Model, noted_rope_settings
+    from ftcli.models.settings import Model, noted_quantization, noted_rope_settings
     from ftcli.models.tokenizer import load_tokenizer
 
     reference = str(folder.resolve()) if base is None and quantization is None else None
+    quantization = noted_quantization(folder) if reference is not None else quantization
     base = base or adapter_base(str(folder), folder)
     tokenizer = load_tokenizer(str(folder) if (folder / "tokenizer.json").is_file() else base)
     model = Model(base=base, rope=noted_rope_settings(folder))
 
-    def load(stored: Quantization | None) -> PreTrainedModel:
-        found = load_model(model, None, quantization=stored, dtype="float32", device=device)
+    # who names the base wants the adapter on that one
+    recorded = noted_base(folder)[1] if reference is not None else None
+
+    def load(stored: Quantization | None, dtype: str = "float32") -> PreTrainedModel:
+        found = load_model(model, None, quantization=stored, dtype=dtype, device=device)
+        if stored is None:
+            settle_stored(found, device)
         read_rows(found, folder)
+        if dtype == "float32":
+            require_same_base(found, recorded, folder, base, (load(stored, rounded) for rounded in ("bfloat16", "float16")))
         return found
 
     return Source(
@@ -157,7 +170,7 @@ def adapter_source(folder: Path, base: str | None, device: str, quantization: Qu
         is_quantised=quantization is not None,
         tokenizer=tokenizer,
         probe=probe_of(tokenizer, None),
-        inputs={name: folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)} | base_files(base, None),
+        inputs=read_files(folder) | base_files(base, None),
         base=base,
         dtype=checkpoint_dtype(model_folder(base)),
         name=folder.resolve().name,
@@ -172,11 +185,14 @@ def adapter_source(folder: Path, base: str | None, device: str, quantization: Qu
 
 def run_source(recipe: Recipe, run_folder: Path, checkpoint: str | None, device: str) -> Source:
     """The parts of a run's result, or of its checkpoint `best`, `last`, `120` or `step-000120`."""
+    import torch
+
     from ftcli.methods.adapter import CONFIG_FILE
     from ftcli.methods.context import AttachContext
     from ftcli.models.added_rows import fold_rows, read_rows
     from ftcli.models.load import load_config, load_model
     from ftcli.training.assemble import attached as method_attached
+    from ftcli.training.assemble import load_base
     from ftcli.training.seeds import derive_seed
 
     method, seed = recipe.method, recipe.train.seed
@@ -185,12 +201,18 @@ def run_source(recipe: Recipe, run_folder: Path, checkpoint: str | None, device:
     def load(quantization: Quantization | None) -> PreTrainedModel:
         options: dict[str, Any] = {"dtype": "float32", "seed": derive_seed(seed, "model"), "head": recipe.objective.head}
         found = load_model(recipe.model, tokenizer, quantization=quantization, device=device, **options)
+        if quantization is None:
+            settle_stored(found, device)
+        if method.artefact == "adapter" or kept is not None:
+            as_trained = (load_base(recipe, tokenizer, place) for place in (torch.device(device),))
+            require_same_base(found, recorded, run_folder, recipe.model.base, as_trained)
         if kept is None:
             read_rows(found, artefact)
         return found
 
     artefact = run_folder / method.artefact
     kept = None if checkpoint is None else _checkpoint_folder(run_folder, checkpoint)
+    recorded = _base_of(run_folder)
 
     def attached() -> nn.Module:
         base = load(method.quantization())
@@ -225,6 +247,31 @@ def run_source(recipe: Recipe, run_folder: Path, checkpoint: str | None, device:
         reference=str((run_folder if kept is None else kept).resolve()),
         recipe=recipe,
     )
+
+
+def settle_stored(model: PreTrainedModel, device: str) -> None:
+    """Where a model's own folder has it in 8 or 4 bits, let products be exactly those of the weights that these stand for."""
+    from torch import nn as layers
+
+    from ftcli.models.quantisation import Quantization, is_quantised, settle
+
+    if any(map(is_quantised, model.modules())):
+        layers.Module.float(model)  # of such a folder not every weight is read in the dtype asked for
+        settle(model, Quantization(), device)
+
+
+def _base_of(run_folder: Path) -> str | None:
+    """The fingerprint of the base that the run began with; None where it left none."""
+    import json
+
+    path = run_folder / "manifest.json"
+    try:
+        found: str | None = json.loads(path.read_text(encoding="utf-8")).get("base_fingerprint")
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError) as error:
+        raise RequestError("the run cannot be opened", [Problem(str(path), "is no JSON object")]) from error
+    return found
 
 
 def _trained_dtype(recipe: Recipe) -> str:
@@ -277,14 +324,61 @@ def listed_steps(run_folder: Path) -> str:
 
 
 def base_files(base: str, revision: str | None) -> dict[str, Path]:
+    """What of a model is read: weights, configurations, tokenizer, template."""
     from ftcli.models.locate import model_folder
 
-    return {f"base/{path.name}": path for path in sorted(model_folder(base, revision).glob("*.safetensors"))}
+    return {f"base/{name}": path for name, path in read_files(model_folder(base, revision)).items()}
+
+
+def read_files(folder: Path) -> dict[str, Path]:
+    """The files of a model or an adapter that a loader reads, by name; not what ftcli says about them."""
+    from ftcli.models.locate import SMALL_FILES, WEIGHT_FILES
+    from ftcli.reporting.found_run import MANIFEST
+
+    found = {path.name: path for pattern in (*SMALL_FILES, *WEIGHT_FILES) for path in sorted(folder.glob(pattern)) if path.is_file()}
+    return {name: path for name, path in found.items() if name != MANIFEST}
+
+
+def require_plain(source: Source) -> None:
+    """Refuse a source that cannot become a language model with plain weights, from its configuration alone.
+
+    Raises:
+        RequestError: it is a classifier, or its weights are stored in a way of which they cannot be had back.
+    """
+    config: Any = source.config()
+    names = [*(getattr(config, "architectures", None) or []), _task_of(source)]
+    if any(name.endswith(("ForSequenceClassification", "SEQ_CLS")) for name in names):
+        hint = None if source.recipe is None else f"`ftcli merge {source.reference} -o OUT` writes a model folder of it"
+        raise RequestError("the model cannot be exported", [Problem(source.description, "is a classifier, and no language model", hint)])
+    stored = getattr(config, "quantization_config", None) or {}
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    if stored and method != "bitsandbytes":
+        what = f"its weights are stored by `{method}`, and the plain ones cannot be had back"
+        raise RequestError("the model cannot be exported", [Problem(source.description, what, "export the model that it was made from")])
+
+
+def _task_of(source: Source) -> str:
+    """What PEFT calls the kind of the model."""
+    import json
+
+    from ftcli.methods.adapter import CONFIG_FILE
+
+    if source.recipe is not None:
+        return "CAUSAL_LM" if source.recipe.objective.head is None else "SEQ_CLS"
+    path = None if source.adapter is None else source.adapter / CONFIG_FILE
+    return "" if path is None else str(json.loads(path.read_text(encoding="utf-8")).get("task_type"))
 
 
 def chosen_device(device: str) -> str:
+    """The name of the device asked for.
+
+    Raises:
+        UsageError: there is none of this name here.
+    """
     import torch
 
+    from ftcli.exporting.open_target import _device
+
     if device != "auto":
-        return device
+        return str(_device(device))
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,21 @@ from numpy.typing import NDArray
 
 from ftcli.errors import Problem, RequestError
 from ftcli.merging.documents import read_object
+from ftcli.merging.layers import text_config
 from ftcli.merging.numbers import STORED, Array
 from ftcli.merging.pieces import row_ranges
 from ftcli.merging.stored import OpenFiles, StoredTensor, read_header
 from ftcli.merging.tied_head import TiedHead, are_same, tied_head, unknown_tie
+from ftcli.models.adapter_start import HINT, Start, lost_start, start_factors, start_of
 from ftcli.models.added_rows import needs_another_base
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+_DEFAULT_ALPHA = 8  # PEFT's
+_CONV1D_TYPES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+_CONV1D_NAMES = ("c_attn", "q_attn", "c_proj", "c_fc")
+"""The layers of these models that are Conv1D; all others of theirs, heads among them, are linear."""
 _REFUSED = {
     "target_parameters": "factors on bare parameters",
     "layer_replication": "repeated layers",
@@ -52,6 +58,8 @@ class LowRank:
     """The tensor is ``(in, out)``: embeddings, and GPT-2's Conv1D."""
     magnitude: StoredTensor | None
     """DoRA's length of each output's row: ``(out,)``."""
+    start: Start | None = None
+    """What of the tensor itself is taken off it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ def open_adapter(folder: Path, base_tensors: Mapping[str, StoredTensor], base_co
         RequestError: it is not LoRA, or of a kind that no plain weights equal, or does not fit the base; names every problem.
     """
     config = read_object(folder / CONFIG_FILE, str(folder))
-    problems = [*_refusals(folder, config), *_wrong_scales(folder, config)]
+    problems = _refusals(folder, config) or _wrong_scales(folder, config)
     tensors = read_header(folder / WEIGHTS_FILE) if (folder / WEIGHTS_FILE).is_file() else {}
     if not tensors:
         problems.append(Problem(str(folder), f"there is no {WEIGHTS_FILE}", None))
@@ -105,9 +113,10 @@ def open_adapter(folder: Path, base_tensors: Mapping[str, StoredTensor], base_co
         target = _matching(f"{module}.weight", base_tensors)
         problem = _no_place(folder, module, f"{module}.weight", None, base_tensors) if target is None else None
         if target is not None:
-            change, problem = _low_rank(config, folder, module, factors, base_tensors[target])
+            change, problem = _low_rank(config, base_config, folder, module, factors, base_tensors[target])
             if change is not None:
-                low_rank[target] = change
+                # the weight that PEFT stores beside the factors of a head is less its start already
+                low_rank[target] = replace(change, start=None) if target in replaced else change
         if problem is not None:
             problems.append(problem)
     if (tied := unknown_tie(base_config, base_tensors, (*low_rank, *replaced))) is not None:
@@ -148,18 +157,21 @@ def _wrong_scales(folder: Path, config: Mapping[str, Any]) -> list[Problem]:
 
 def wrong_scales(config: Mapping[str, Any]) -> Iterator[str]:
     """What an adapter's configuration says of its scale that is no number, in words."""
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        yield f"`alpha_pattern` is {patterns}, allowed: a mapping from modules to numbers"
-        patterns = {}
-    for name, value in {"lora_alpha": config.get("lora_alpha", 1), **patterns}.items():
+    numbers = {"lora_alpha": config.get("lora_alpha", _DEFAULT_ALPHA), "r": config.get("r", 1)}
+    for key in ("alpha_pattern", "rank_pattern"):
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict):
+            yield f"`{key}` is {patterns}, allowed: a mapping from modules to numbers"
+            continue
+        numbers |= {f"{key}.{pattern}": value for pattern, value in patterns.items()}
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield f"`{key}`: `{pattern}` is no regular expression: {error}"
+    for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             yield f"`{name}` is {json.dumps(value)}, allowed: a number"
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            yield f"`alpha_pattern`: `{pattern}` is no regular expression: {error}"
 
 
 def _refusals(folder: Path, config: Mapping[str, Any]) -> list[Problem]:
@@ -169,6 +181,8 @@ def _refusals(folder: Path, config: Mapping[str, Any]) -> list[Problem]:
         return [Problem(str(folder), f"the adapter is of kind {kind}; only LORA becomes plain weights tensor by tensor", hint)]
     if (needed := needs_another_base(folder)) is not None:
         return [Problem(str(folder), needed, "`ftcli merge` of its run makes a model, which can be merged with others")]
+    if (lost := lost_start(config)) is not None:
+        return [Problem(str(folder), lost, HINT)]
     return [
         Problem(str(folder), f"`{key}`: {what} cannot be folded into plain weights", None)
         for key, what in _REFUSED.items()
@@ -206,7 +220,12 @@ def _no_place(folder: Path, name: str, module: str, target: str | None, base_ten
 
 
 def _low_rank(
-    config: Mapping[str, Any], folder: Path, module: str, factors: Mapping[str, StoredTensor], weight: StoredTensor
+    config: Mapping[str, Any],
+    base_config: Mapping[str, Any],
+    folder: Path,
+    module: str,
+    factors: Mapping[str, StoredTensor],
+    weight: StoredTensor,
 ) -> tuple[LowRank | None, Problem | None]:
     is_embedding = "lora_embedding_A" in factors
     names = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A", "lora_B")
@@ -223,18 +242,46 @@ def _low_rank(
         return None, Problem(str(folder), f"`{module}`: {magnitude.size} lengths for the {second.shape[0]} rows of B", None)
     if is_embedding and magnitude is not None:
         return None, Problem(str(folder), f"`{module}`: DoRA on an embedding cannot be folded in by rows", None)
-    is_transposed = is_embedding or bool(config.get("fan_in_fan_out"))
     expected = (second.shape[0], first.shape[-1])
+    is_transposed = is_embedding or is_stored_transposed(config, base_config, module, weight.shape, expected)
     found = weight.shape[::-1] if is_transposed else weight.shape
     if len(weight.shape) != 2 or found != expected:
         return None, Problem(str(folder), f"`{module}`: B A is {list(expected)}, the base's weight {list(weight.shape)}", None)
-    rank = first.shape[0]
-    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LowRank(first, second, scale, is_transposed, magnitude), None
+    scale = scaling(config, module, first.shape[0])
+    return LowRank(first, second, scale, is_transposed, magnitude, None if is_embedding else start_of(config)), None
 
 
-def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+def is_stored_transposed(
+    config: Mapping[str, Any], base_config: Mapping[str, Any], module: str, shape: tuple[int, ...], expected: tuple[int, int]
+) -> bool:
+    """Does the base store a linear layer's weight as (in, out)? By its architecture; where that has none of these layers by its shape.
+
+    PEFT's note of it, one `fan_in_fan_out` for all layers, is true of the one it came to last; a square weight leaves nothing else.
+
+    Args:
+        shape: of the base's weight.
+        expected: (out, in) by the factors.
+    """
+    is_conv1d = module.rpartition(".")[2] in _CONV1D_NAMES
+    if text_config(base_config).get("model_type") in _CONV1D_TYPES:
+        return is_conv1d
+    is_noted = bool(config.get("fan_in_fan_out"))
+    return is_noted if expected[0] == expected[1] else shape == expected[::-1] and (is_noted or is_conv1d)
+
+
+def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """s of a module: alpha / r, or alpha / sqrt(r) for rsLoRA, each by its pattern.
+
+    Args:
+        rank: of its factors; PEFT divides by the one that was asked for, of which a start taken from a small weight has not all.
+    """
+    noted = _pattern(config.get("rank_pattern"), module, config.get("r"))
+    rank = max(rank, noted) if isinstance(noted, int) else rank
+    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", _DEFAULT_ALPHA))
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """PEFT's rule: a key is a regular expression for the end of the module's name."""
     for key, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({key})$", module):
@@ -246,6 +293,7 @@ class LowRankChange:
     """A `LowRank` with its factors in memory: rows of the changed weight from rows of the base's."""
 
     def __init__(self, change: LowRank, files: OpenFiles) -> None:
+        self._change = change
         first = files.whole(change.first)
         second = files.whole(change.second) * np.float32(change.scale)
         self._left: Array = np.ascontiguousarray(first.T) if change.is_transposed else second
@@ -274,7 +322,11 @@ class LowRankChange:
         return by_row
 
     def measure(self, weight: StoredTensor, files: OpenFiles) -> None:
-        """Read the whole weight once where the rows to be brought to their lengths are stored as columns."""
+        """Read the whole weight once where a part of it is taken off, or where rows that have learnt lengths are stored as columns."""
+        change = self._change
+        if change.start is not None:
+            left, right = start_factors(change.start, files.whole(weight), change.first.shape[0], change.scale)
+            self._left, self._right = np.concatenate([self._left, -left], axis=1), np.concatenate([self._right, right])
         if self._magnitude is None or not self._is_transposed:
             return
         rows, columns = weight.shape

@@ -21,7 +21,7 @@ import shutil
 import socket
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from ftcli.merging.meeting import Contribution, Meeting, Round
 from ftcli.merging.numbers import DTYPES
 from ftcli.merging.outcome import copy_tokenizer
 from ftcli.merging.search.written import linear_document, planned
-from ftcli.merging.stored import folder_tensors, not_finite
+from ftcli.merging.stored import StoredTensor, folder_tensors, not_finite
 from ftcli.models.locate import model_folder
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def _average(now: Round, found: Sequence[Contribution], output: Path, threads: i
     if len(models) == 1:
         document = linear_document(models, [1.0])
     with _said_of("the contributions cannot be averaged"):
-        plan = planned(document, output.parent / "cold.yaml", output, _dtype(found[0].model), number)
+        plan = planned(document, output.parent / "cold.yaml", output, _dtype(now, found), number)
     folder = working_folder(output)
     goes_on = (folder / JOURNAL).is_file() and plan.fingerprint() in (folder / JOURNAL).read_text(encoding="utf-8").partition("\n")[0]
     if not goes_on:
@@ -280,13 +280,24 @@ def _average(now: Round, found: Sequence[Contribution], output: Path, threads: i
         raise GateError(error.summary, error.problems, hint=hint) from error
 
 
-def _dtype(model: Path) -> str:
-    """torch's name of the dtype that most weights of a model are stored in."""
+def _dtype(now: Round, found: Sequence[Contribution]) -> str | None:
+    """torch's name of the dtype that most weights of the first contribution have; None keeps each tensor's own.
+
+    They are kept where all contributions have those of the round's model, and of one contribution by itself.
+    """
+    tensors = [folder_tensors(each.model) for each in found]
+    own = _dtypes(folder_tensors(now.model))
+    if len(found) == 1 or all(_dtypes(each) == own for each in tensors):
+        return None
     sizes: Counter[str] = Counter()
-    for tensor in folder_tensors(model).values():
+    for tensor in tensors[0].values():
         sizes[tensor.dtype] += tensor.size
     names = {code: name for name, code in DTYPES.items()}
     return names.get(sizes.most_common(1)[0][0], "float32")
+
+
+def _dtypes(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    return {name: tensor.dtype for name, tensor in tensors.items()}
 
 
 def _check_whole(found: Sequence[Contribution]) -> None:

@@ -11,9 +11,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,14 +32,13 @@ from ftcli.merging.hold import clear
 from ftcli.merging.inputs import input_files
 from ftcli.merging.layers import is_buffer
 from ftcli.merging.numbers import Array, are_finite, fits, from_float32
+from ftcli.merging.permuted import statistics_reader, tensor_reader
 from ftcli.merging.pieces import Piece, row_ranges, rows_and_columns, sampled_rows
 from ftcli.merging.plan import Input, Plan, TensorPlan
 from ftcli.merging.randomness import Randomness
-from ftcli.merging.readers import Reader, StoredReader, are_equal, open_reader
+from ftcli.merging.readers import Reader, are_equal
 from ftcli.merging.selection import Largest
-from ftcli.merging.sources import Source
 from ftcli.merging.stored import OpenFiles
-from ftcli.merging.vocabulary import PermutedReader
 
 JOURNAL = "journal.jsonl"
 _WRITTEN_BEFORE_SYNC = 2**28
@@ -116,6 +115,7 @@ class Journal:
     fingerprint: str
     done: set[str] = field(default_factory=set)
     _pending: list[str] = field(default_factory=list)
+    _flushed: set[str] = field(default_factory=set)
     _bytes: int = 0
 
     def read(self) -> None:
@@ -150,12 +150,18 @@ class Journal:
         if self._bytes >= _WRITTEN_BEFORE_SYNC:
             self.flush(sync)
 
+    def keep(self, tensors: Sequence[TensorPlan], sync: Callable[[], None]) -> None:
+        """Note what is written when the merge has to stop, those tensors too that nobody has asked for yet."""
+        self._pending = [tensor.name for tensor in tensors if tensor.name not in self._flushed]
+        self.flush(sync)
+
     def flush(self, sync: Callable[[], None]) -> None:
         sync()
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps({"done": name}) + "\n" for name in self._pending))
             file.flush()
             os.fsync(file.fileno())
+        self._flushed.update(self._pending)
         self._pending.clear()
         self._bytes = 0
 
@@ -223,8 +229,14 @@ def _run(plan: Plan, work: _Work, journal: Journal, pending: list[TensorPlan], t
             _note_each(running, journal, work, say)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
+            with suppress(OSError):  # a full disk is what is told of
+                journal.keep([tensor for future, tensor in running.items() if _is_written(future)], work.writer.sync)
             raise
         return {name: future.result() for name, future in hashes.items()}
+
+
+def _is_written(future: Future[None]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def _note_each(running: dict[Future[None], TensorPlan], journal: Journal, work: _Work, say: Say | None) -> None:
@@ -304,6 +316,9 @@ class _Work:
         if tensor.is_copy or (base is not None and self.plan.recipe.method.keeps_base and self._is_unchanged(compared, rows, columns)):
             self._copy(tensor, base if base is not None else readers[0])
             return
+        if (only := self._only_model(tensor, readers, rows, columns)) is not None:
+            self._copy(tensor, only)
+            return
         inputs = self._inputs(tensor, readers, base)
         merge = self.plan.recipe.method.merge(inputs, tensor.settings)
         for index, (first, last) in enumerate(row_ranges(rows, columns)):
@@ -312,6 +327,15 @@ class _Work:
             if not fits(merged, tensor.dtype):
                 raise self._not_finite(tensor, piece)
             self._write(tensor, first * columns, from_float32(merged, tensor.dtype))
+
+    def _only_model(self, tensor: TensorPlan, readers: list[Reader], rows: int, columns: int) -> Reader | None:
+        """What a mean of models that have the same bits is; None where they differ, or no mean is asked for."""
+        if not self.plan.recipe.method.is_mean(tensor.settings):
+            return None
+        weights = tensor.settings.get("weight", (1,) * len(readers))
+        counted = [reader for reader, weight in zip(readers, weights, strict=True) if weight != 0]
+        is_one = len(counted) == 1 or all(are_equal(counted, first, last) for first, last in row_ranges(rows, columns))
+        return counted[0] if is_one else None
 
     def _is_unchanged(self, readers: list[Reader], rows: int, columns: int) -> bool:
         is_same = all(are_equal(readers, first, last) for first, last in row_ranges(rows, columns))
@@ -336,40 +360,21 @@ class _Work:
         self.writer.write(tensor.shard, tensor.offset + element * stored.dtype.itemsize, stored)
 
     def _inputs(self, tensor: TensorPlan, readers: list[Reader], base: Reader | None) -> _TensorInputs:
-        found = [item for item in tensor.statistics if item is not None]
+        known = zip(tensor.inputs, tensor.statistics, strict=False)
+        found = [(item, statistics) for item, statistics in known if statistics is not None]
         elementwise = self.plan.recipe.method.statistics == "elementwise"
         return _TensorInputs(
             tensor,
             readers,
             base,
-            [StoredReader(item, self.files) for item in found] if elementwise else [],
+            [statistics_reader(self.plan, tensor, item, statistics, self.files) for item, statistics in found] if elementwise else [],
             Randomness(self.plan.recipe.seed, tensor.name, tensor.labels),
             tuple(self._limits[tensor.name, label] for label in tensor.labels if (tensor.name, label) in self._limits),
-            () if elementwise else tuple(self.files.whole(item) for item in found),
+            () if elementwise else tuple(self.files.whole(statistics) for _, statistics in found),
         )
 
     def _reader(self, tensor: TensorPlan, item: Input) -> Reader:
-        source: Source = self.plan.sources[item.source]
-        if tensor.is_vocabulary and self.plan.vocabulary is not None and not self.plan.vocabulary.is_identity(item.source):
-            readers = {index: open_reader(self.plan.sources[index], name, self.files) for index, name in self._peers(tensor, item)}
-            return PermutedReader(self.plan.vocabulary, item.source, readers)
-        return open_reader(source, item.name, self.files)
-
-    def _peers(self, tensor: TensorPlan, item: Input) -> list[tuple[int, str]]:
-        """The same tensor of every model, for the tokens that this one has not."""
-        items = [*tensor.inputs, *([tensor.base] if tensor.base else [])]
-        peers = {other.source: other.name for other in items} | {item.source: item.name}
-        assert self.plan.vocabulary is not None
-        for source in self.plan.vocabulary.providers:
-            if source not in peers and (name := self._same_kind(source, tensor.name)) is not None:
-                peers[source] = name
-        return list(peers.items())
-
-    def _same_kind(self, source: int, name: str) -> str | None:
-        from ftcli.merging.layers import embedding_name
-
-        tensors = self.plan.sources[source].tensors
-        return name if name in tensors else embedding_name(self.plan.sources[source])
+        return tensor_reader(self.plan, tensor, item, self.files)
 
     def _not_finite(self, tensor: TensorPlan, piece: Piece | None, *, is_own: bool = False) -> GateError:
         """The error that names the model whose numbers these are; of a copy (no piece) with `is_own` it is the model copied from."""

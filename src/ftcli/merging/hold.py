@@ -1,4 +1,4 @@
-"""One merge at a time for each place: an exclusive lock on a file in the folder that is worked in, held until the end.
+"""One merge or export at a time for each place: an exclusive lock on a file in the folder that is worked in, held until the end.
 
 The kernel takes the lock back when a process ends, however it ends: a merge that was killed holds nothing.
 """
@@ -14,21 +14,23 @@ from pathlib import Path
 from typing import IO
 
 from ftcli.errors import UsageError
+from ftcli.files import make_folder, said_when_disk_is_full
 
 LOCK = ".lock"
 
 
 @contextmanager
 def held(folder: Path, output: Path) -> Iterator[None]:
-    """Keep every other merge out of `folder`, which is made where it is missing, and goes where it is empty in the end.
+    """Keep every other merge and export out of `folder`, which is made where it is missing, and goes where it is empty in the end.
 
     Args:
         output: the name that the folder gets when all is done; the lock goes with it, so that nobody comes in between.
 
     Raises:
-        UsageError: another merge is at work there; names its process.
+        UsageError: another one is at work there, by its process; or no folder can be made there.
     """
-    file = _locked(folder, output)
+    with said_when_disk_is_full(output):
+        file = _locked(folder, output)
     try:
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -67,7 +69,7 @@ def clear(folder: Path) -> None:
 def _locked(folder: Path, output: Path) -> IO[str]:
     """The lock's file, locked, which is the one at its place still."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, output)
         try:
             file = (folder / LOCK).open("a+", encoding="utf-8")
         except FileNotFoundError:
@@ -80,7 +82,7 @@ def _locked(folder: Path, output: Path) -> IO[str]:
             file.close()
             who = f"process {pid}" if pid.isdecimal() else "another process"
             hint = "wait until it is done, or choose another folder with -o"
-            raise UsageError(f"`{output}` is being merged by {who}", hint=hint) from None
+            raise UsageError(f"`{output}` is being written by {who}", hint=hint) from None
         if _is_at(file, folder / LOCK):
             return file
         file.close()

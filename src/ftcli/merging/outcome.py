@@ -158,9 +158,9 @@ def _write_around(plan: Plan, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
     if plan.vocabulary is not None:
         plan.vocabulary.write(folder)
-        if plan.vocabulary.moved and (folder / "generation_config.json").is_file():
+        if plan.vocabulary.special.is_needed and (folder / "generation_config.json").is_file():
             generation = read_object(folder / "generation_config.json")
-            plan.vocabulary.renumber(generation)
+            plan.vocabulary.special.renumber(generation)
             write_exact_json(folder / "generation_config.json", generation)
     else:
         copy_tokenizer(donor.tokenizer_folder, folder)

@@ -151,14 +151,14 @@ def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def sampled_rows(rows: int, columns: int) -> range | None:
-    """Evenly spaced rows of about one piece together; None where that is no small part of all.
+    """Evenly spaced rows of about one piece together; None where that is no small part of all, as of a vector.
 
     Example:
-        >>> sampled_rows(4096, 1024), sampled_rows(64, 1024)
-        (range(32, 4096, 64), None)
+        >>> sampled_rows(4096, 1024), sampled_rows(64, 1024), sampled_rows(1, 2**22)
+        (range(32, 4096, 64), None, None)
     """
     step = rows * columns // PIECE_ELEMENTS
-    return range(step // 2, rows, step) if step > 3 else None
+    return range(step // 2, rows, step) if 3 < step <= rows else None
 
 
 def row_ranges(rows: int, columns: int, elements: int = PIECE_ELEMENTS) -> Iterator[tuple[int, int]]:

@@ -94,6 +94,9 @@ def plan_merge(recipe: MergeRecipe, output: Path | None = None, *, threads: int 
     compare_sources(draft.sources, donor, draft.warn)
     check_documents(draft.sources[donor], draft.wrong)
     draft.statistics.open(draft.wrong)
+    if recipe.dtype is None and recipe.document.data.get("dtype") is not None:
+        what = "tensors are computed in float32 and keep the dtype they are stored in"
+        draft.warn(f"`dtype: {recipe.document.data['dtype']}`: {what}; `out_dtype` says another")
     draft.vocabulary = plan_vocabulary(recipe, draft.sources, draft.index, donor, draft.problems, draft.warnings)
     names = [module.name for module in recipe.modules if module.name is not None]
     for module in recipe.modules:
@@ -103,12 +106,13 @@ def plan_merge(recipe: MergeRecipe, output: Path | None = None, *, threads: int 
     draft.problems += [*uncomputable(draft.sources, draft.uncomputable), *draft.statistics.problems()]
     _unused(draft)
     origins, vocabulary = draft.origins, draft.vocabulary
-    config = merged_configuration(draft.sources[donor], draft.tensors, origins, vocabulary, recipe.dtype, draft.wrong, draft.warn)
+    reset = with_reset(recipe, draft.tensors, draft.sources, draft.index, draft.homes, draft.wrong)
+    config = merged_configuration(draft.sources, donor, reset, origins, vocabulary, recipe, draft.wrong, draft.warn)
     check_settings(draft.tensors, draft.wrong)
     check_layers(draft.origins, draft.sources, donor, draft.wrong, draft.warn)
     if not draft.problems:
         check_shapes(draft.tensors, draft.sources, donor, config, draft.wrong, same_rows=draft.vocabulary is None)
-    tensors, shards = lay_out(with_reset(recipe, draft.tensors, draft.sources, draft.index, draft.homes, draft.wrong), shard_bytes)
+    tensors, shards = lay_out(reset, shard_bytes)
     read_bytes = sum(
         draft.sources[item.source].tensor(item.name).num_bytes
         for tensor in tensors
@@ -323,7 +327,8 @@ def _plan_tensor(draft: _Draft, module: Module, piece: Slice, parts: list[_Mappe
     odd = None if is_copied else stranger(draft.sources, [item for _, item in found])
     if odd is not None and not (is_copy and _is_taken_as_it_is(draft, place.name, odd)):
         draft.uncomputable[place.name] = odd
-    statistics = draft.statistics.of_tensor([models[position][0] for position in order], inputs, shape)
+    shapes = [draft.sources[item.source].tensor(item.name).shape for item in inputs]
+    statistics = draft.statistics.of_tensor([models[position][0] for position in order], inputs, shapes)
     settings = {} if is_copy else settings
     draft.tensors.append(
         TensorPlan(
@@ -376,6 +381,8 @@ def _common_shape(draft: _Draft, name: str, lead: tuple[int, ...], items: list[I
         return lead
     listed = ", ".join(f"`{reference}` {list(shape)}" for reference, shape in shapes.items())
     if is_vocabulary and len({shape[1:] for shape in shapes.values()}) == 1:
+        if draft.recipe.tokenizer is not None:
+            return lead  # why there is no merged vocabulary is said already
         draft.wrong(name, f"the models have vocabularies of different sizes: {listed}", "add `tokenizer: {source: base}` or `union`")
     else:
         draft.wrong(name, f"the shapes differ: {listed}")

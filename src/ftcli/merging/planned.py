@@ -17,7 +17,7 @@ from ftcli.merging.stored import StoredTensor
 from ftcli.merging.vocabulary import Vocabulary
 
 SHARD_BYTES = 5 * 10**9
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,21 +31,30 @@ class Reader(Protocol):
 class StoredReader:
     """Rows as they are in the file."""
 
-    def __init__(self, tensor: StoredTensor, files: OpenFiles) -> None:
+    def __init__(self, tensor: StoredTensor, files: OpenFiles, *, by_entry: bool = False) -> None:
+        """
+        Args:
+            by_entry: every entry of a vector is a row of its own, and not the vector one row.
+        """
         self._tensor, self._files = tensor, files
-        self._columns = rows_and_columns(tensor.shape)[1]
+        self._columns = 1 if by_entry and len(tensor.shape) == 1 else rows_and_columns(tensor.shape)[1]
 
     @property
     def dtype(self) -> str:
         return self._tensor.dtype
 
     def rows(self, first: int, last: int) -> Array:
-        columns = self._columns
-        return self._files.numbers(self._tensor, first * columns, (last - first) * columns).reshape(last - first, columns)
+        return self._files.numbers(self._tensor, *self._elements(first, last)).reshape(last - first, self._columns)
 
     def stored(self, first: int, last: int) -> NDArray[Any] | None:
-        columns = self._columns
-        return self._files.stored(self._tensor, first * columns, (last - first) * columns).reshape(last - first, columns)
+        return self._files.stored(self._tensor, *self._elements(first, last)).reshape(last - first, self._columns)
+
+    def _elements(self, first: int, last: int) -> tuple[int, int]:
+        """Where the rows begin, and how many elements they have."""
+        # what is behind the tensor in its file is another one
+        assert 0 <= first <= last, f"rows {first} to {last} of `{self._tensor.name}`"
+        assert last * self._columns <= self._tensor.size, f"rows {first} to {last} of `{self._tensor.name}`, {self._tensor.shape}"
+        return first * self._columns, (last - first) * self._columns
 
 
 class AdaptedReader:
@@ -63,10 +72,14 @@ class AdaptedReader:
         return None
 
 
-def open_reader(source: Source, name: str, files: OpenFiles) -> Reader:
-    """The reader of a source's tensor, without regard to its vocabulary."""
+def open_reader(source: Source, name: str, files: OpenFiles, *, by_entry: bool = False) -> Reader:
+    """The reader of a source's tensor, without regard to its vocabulary.
+
+    Args:
+        by_entry: every entry of a vector is a row of its own.
+    """
     tensor = source.tensor(name)
-    inner = StoredReader(tensor, files)
+    inner = StoredReader(tensor, files, by_entry=by_entry)
     if source.adapter is None or name not in source.adapter.low_rank:
         return inner
     change = LowRankChange(source.adapter.low_rank[name], files)

@@ -283,6 +283,8 @@ class _Reader:
     def _modules(self, data: dict[str, Any], key: str) -> tuple[Module, ...]:
         if key == "modules":
             modules = []
+            if data["modules"] == {}:
+                self.wrong(("modules",), "there are no models", "modules: {NAME: {models: [...]}, default: {models: [...]}}")
             for name, value in self.mapping(data["modules"], ("modules",)).items():
                 path: KeyPath = ("modules", name)
                 inner = self.mapping(value, path)
@@ -418,7 +420,7 @@ class _Reader:
         for index, point in enumerate(points):
             if (fault := parameter.fault(point)) is not None:
                 self.wrong((*path, index) if isinstance(value, list) else path, fault)
-        return points or (0,)
+        return tuple(map(parameter.taken, points)) or (0,)
 
     def _dtype(self, data: dict[str, Any]) -> str | None:
         for key in ("dtype", "out_dtype"):

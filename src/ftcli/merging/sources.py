@@ -5,6 +5,7 @@ Opening a source reads configurations and headers, no weights.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -119,7 +120,7 @@ def _doubt(model: str, path: Path, noted: str | None) -> str | None:
     if noted is None or noted == model or noted == _split_revision(model)[0]:
         return None
     here = Path(noted).expanduser()
-    if here.is_dir():
+    if os.path.isdir(here):
         if here.resolve() == path.resolve():
             return None
     elif _last_name(noted) in (_last_name(_split_revision(model)[0]), path.name.lower()):
@@ -162,7 +163,8 @@ def _split_revision(reference: str) -> tuple[str, str | None]:
 def _local(reference: str, folder: Path) -> Path | None:
     path = Path(reference).expanduser()
     candidates = [path] if path.is_absolute() else [folder / path, path]
-    return next((candidate for candidate in candidates if candidate.is_dir()), None)
+    # pathlib raises where a name is too long for a file
+    return next((candidate for candidate in candidates if os.path.isdir(candidate)), None)
 
 
 def _hub_id(reference: str, folder: Path) -> str | None:

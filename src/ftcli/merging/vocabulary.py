@@ -9,9 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +18,16 @@ from ftcli.errors import Problem
 from ftcli.files import write_exact_json
 from ftcli.merging.documents import read_object
 from ftcli.merging.layers import embedding_name, is_head
-from ftcli.merging.methods.sums import weighted_sum
-from ftcli.merging.numbers import Array
-from ftcli.merging.readers import Reader
 from ftcli.merging.recipe import MergeRecipe, TokenSource
 from ftcli.merging.sources import Source
+from ftcli.merging.special_ids import SpecialIds, lost_tokens, special_ids
 from ftcli.merging.tokens import TokenTable, combined, read_tokens
 from ftcli.models.tokenizer import TOKENIZER_FILES
 
 _WITHOUT_TABLES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
-_BLOCK = 4096
 _MOST_ROWS = 2**24
+_LISTED = 5
 
 Place = tuple[int, int]
 """A source, and a row of its embedding."""
@@ -47,6 +43,8 @@ class Vocabulary:
     """For each source, its row of each merged token, -1 where it has none."""
     substitutes: Mapping[int, tuple[Place, ...]]
     """For a merged row that a source has not: the rows whose mean is taken; none of them is zeros."""
+    rowless: frozenset[int]
+    """Merged rows of tokens that no source has a row for: each source's mean."""
     forced: frozenset[int]
     """Merged rows that are substituted in every source."""
     padding: int
@@ -54,7 +52,7 @@ class Vocabulary:
     donor: Source
     table: TokenTable | None
     """The merged tokens, where they are not those of `donor`."""
-    moved: Mapping[int, int]
+    special: SpecialIds
     """For the ids in the merged configuration, which is not always the donor's of the tokens: what they have become."""
 
     @property
@@ -66,14 +64,6 @@ class Vocabulary:
         """True when the source's rows are the merged ones."""
         rows = self.own[source]
         return self.padding == self.size and not self.forced and bool((rows == np.arange(self.size)).all())
-
-    def renumber(self, config: dict[str, Any]) -> None:
-        """Give the special tokens that a configuration names their ids in the merged vocabulary."""
-        for key, value in config.items():
-            if key.endswith("_token_id") and isinstance(value, int):
-                config[key] = self.moved.get(value, value)
-            elif key.endswith("_token_id") and isinstance(value, list):
-                config[key] = [self.moved.get(item, item) for item in value]
 
     def write(self, folder: Path) -> None:
         """Write the tokenizer's files."""
@@ -133,10 +123,15 @@ def plan_vocabulary(
         problems.append(Problem(recipe.where(settings.path), what, "look for wrong ids in tokenizer.json"))
         return None
     draft = _Rows(sources, tables, tokens, lead, num_rows, size, keeps_rows=table is None)
-    substitutes, forced = draft.substitutes(index[recipe.base] if recipe.base is not None else lead)
+    substitutes, forced = draft.substitutes(None if recipe.base is None else index[recipe.base]), set[int]()
     _apply_rules(recipe, settings.tokens, tokens, sources, tables, index, substitutes, forced, problems)
-    moved = {row: tokens[token] for token, row in tables[donor].ids.items() if token in tokens and tokens[token] != row}
-    return Vocabulary(size, draft.own, substitutes, frozenset(forced), num_rows, sources[lead], table, moved)
+    nowhere = np.all([rows < 0 for rows in draft.own.values()], axis=0)
+    rowless = {token: row for token, row in tokens.items() if nowhere[row] and row not in substitutes}
+    special = special_ids(tokens, tables[donor], sources[lead], tables[lead])
+    warnings += [text for text in (_without_rows(rowless), lost_tokens(special, sources[donor], tables[donor], tokens)) if text is not None]
+    return Vocabulary(
+        size, draft.own, substitutes, frozenset(rowless.values()), frozenset(forced), num_rows, sources[lead], table, special
+    )  # fmt: skip
 
 
 def _tables(recipe: MergeRecipe, sources: Sequence[Source], problems: list[Problem]) -> list[TokenTable] | None:
@@ -179,19 +174,19 @@ class _Rows:
                         rows[row] = found
             self.own[number] = rows
 
-    def substitutes(self, base: int) -> tuple[dict[int, tuple[Place, ...]], set[int]]:
-        """For every row that some source has not: the base's, else the mean of those that have it."""
+    def substitutes(self, base: int | None) -> dict[int, tuple[Place, ...]]:
+        """For every row that some sources have not and others have: the base's, else the mean of those that have it."""
         missing = np.zeros(self.size, bool)
         for rows in self.own.values():
             missing |= rows < 0
         missing[self.num_rows :] = False
         found: dict[int, tuple[Place, ...]] = {}
         for row in np.flatnonzero(missing).tolist():
-            if self.own[base][row] >= 0:
+            if base is not None and self.own[base][row] >= 0:
                 found[row] = ((base, int(self.own[base][row])),)
-            else:
-                found[row] = tuple((number, int(rows[row])) for number, rows in self.own.items() if rows[row] >= 0)
-        return found, set()
+            elif places := tuple((number, int(rows[row])) for number, rows in self.own.items() if rows[row] >= 0):
+                found[row] = places
+        return found
 
 
 def _apply_rules(
@@ -227,6 +222,15 @@ def _apply_rules(
             forced.add(row)
 
 
+def _without_rows(rowless: Mapping[str, int]) -> str | None:
+    """A warning about tokens that no model has a row for."""
+    if not rowless:
+        return None
+    listed = ", ".join(f"`{token}`" for token in list(rowless)[:_LISTED])
+    more = f" ... and {len(rowless) - _LISTED} more" if len(rowless) > _LISTED else ""
+    return f"no model has a row for {listed}{more}: they get the mean row, which says nothing of them"
+
+
 def _num_rows(source: Source) -> int:
     """Rows that a model has for tokens, in its embedding and its head."""
     names = [embedding_name(source), *(name for name in source.tensors if is_head(name) and name.endswith(".weight"))]
@@ -249,74 +253,3 @@ def _compare(sources: Sequence[Source], donor: int, warnings: list[str]) -> None
             found = f"{len(moved)} tokens have other rows, {len(unknown)} are in the second only"
             advice = "rows are merged as they stand; `tokenizer: {source: base}` or `union` goes by token"
             warnings.append(f"`{sources[donor].reference}` and `{source.reference}`: {found}; {advice}")
-
-
-class PermutedReader:
-    """A model's embedding or head with the rows of the merged vocabulary."""
-
-    dtype = "F32"
-
-    def __init__(self, vocabulary: Vocabulary, source: int, readers: Mapping[int, Reader]) -> None:
-        self._vocabulary, self._source, self._readers = vocabulary, source, readers
-        self._mean: Array | None = None
-
-    def rows(self, first: int, last: int) -> Array:
-        vocabulary = self._vocabulary
-        wanted = vocabulary.own[self._source][first:last].copy()
-        replaced = [row - first for row in vocabulary.forced if first <= row < last]
-        wanted[replaced] = -1
-        found: Array | None = None
-        for begin, end in _runs(wanted):
-            row = int(wanted[begin])
-            part = self._readers[self._source].rows(row, row + end - begin)
-            if found is None:
-                found = np.zeros((last - first, part.shape[1]), np.float32)
-            found[begin:end] = part
-        for position in np.flatnonzero(wanted < 0).tolist():
-            part = self._substitute(first + position)
-            if found is None:
-                found = np.zeros((last - first, part.shape[-1]), np.float32)
-            found[position] = part
-        assert found is not None
-        return found
-
-    def stored(self, first: int, last: int) -> NDArray[Any] | None:
-        return None
-
-    def _substitute(self, row: int) -> Array:
-        vocabulary = self._vocabulary
-        places = vocabulary.substitutes.get(row, ())
-        if row >= vocabulary.padding:
-            return self._average()
-        if not places:
-            return np.zeros_like(self._readers[self._source].rows(0, 1)[0])
-        found = [self._readers[source].rows(place, place + 1)[0] for source, place in places]
-        return weighted_sum(found, (1 / len(found),) * len(found))
-
-    def _average(self) -> Array:
-        """The mean of this model's rows, in float64 and rounded."""
-        if self._mean is None:
-            own = self._vocabulary.own[self._source]
-            used = np.unique(own[own >= 0])
-            total = np.zeros(self._readers[self._source].rows(0, 1).shape[1])
-            for begin, end in _runs(used):
-                for start in range(begin, end, _BLOCK):
-                    first, last = int(used[start]), int(used[min(end, start + _BLOCK) - 1]) + 1
-                    total += self._readers[self._source].rows(first, last).sum(axis=0, dtype=np.float64)
-            self._mean = np.asarray(total / len(used), np.float32)
-        return self._mean
-
-
-def _runs(rows: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Begin and end of each stretch of rows that follow each other; those below 0 are left out.
-
-    Example:
-        >>> _runs(np.array([3, 4, -1, 0, 7, 8]))
-        [(0, 2), (3, 4), (4, 6)]
-    """
-    if len(rows) == 0:
-        return []
-    # -1 and 0 differ by 1, and do not follow each other
-    breaks = np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1
-    edges = [0, *breaks.tolist(), len(rows)]
-    return [(begin, end) for begin, end in pairwise(edges) if rows[begin] >= 0]

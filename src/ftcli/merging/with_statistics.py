@@ -37,16 +37,22 @@ class Statistics:
                 except RequestError as error:
                     wrong(recipe.where((*part.path, "statistics")), error.problems[0].what, None)
 
-    def of_tensor(self, parts: Sequence[Part], inputs: Sequence[Input], shape: tuple[int, ...]) -> tuple[StoredTensor | None, ...]:
-        """Each model's statistics of a tensor; none where none of them has any."""
+    def of_tensor(
+        self, parts: Sequence[Part], inputs: Sequence[Input], shapes: Sequence[tuple[int, ...]]
+    ) -> tuple[StoredTensor | None, ...]:
+        """Each model's statistics of a tensor; none where none of them has any.
+
+        Args:
+            shapes: of each model's own tensor; with a merged vocabulary they need not have the same rows.
+        """
         kind = self.recipe.method.statistics
         if kind is None:
             return ()
         found = [self.files.get(part.statistics or "", {}).get(item.name) for part, item in zip(parts, inputs, strict=True)]
         if all(tensor is None for tensor in found):
             return ()
-        expected = shape if kind == "elementwise" else (shape[-1], shape[-1])
-        for part, item, tensor in zip(parts, inputs, found, strict=True):
+        for part, item, tensor, shape in zip(parts, inputs, found, shapes, strict=True):
+            expected = shape if kind == "elementwise" else (shape[-1], shape[-1])
             if tensor is None:
                 self.missing.setdefault(part.model, []).append(f"`{item.name}`")
             elif tensor.dtype not in STORED:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ftcli.errors import Problem, RequestError
+from ftcli.models.adapter_start import HINT, lost_start, start_of
 from ftcli.models.added_rows import ROWS_FILE, TOKEN_ADAPTER, whole_in_adapter
 from ftcli.models.load import settle_tying
 from ftcli.models.quantisation import dequantised_weight, is_quantised, requantised_weight
@@ -214,6 +215,8 @@ def load_adapter(base: PreTrainedModel, folder: Path, peft_type: str | None = No
 
     config = read_config(folder, peft_type)
     tensors = read_tensors(folder)
+    if shares_base and (start := start_of(config.to_dict())) is not None:
+        raise unfit(folder, [f"`init_lora_weights: {start}`: its start is taken off the base, which other adapters share"])
     with quiet_libraries():
         try:
             module = cast("PeftModel", get_peft_model(base, config))
@@ -230,7 +233,7 @@ def read_config(folder: Path, peft_type: str | None = None) -> PeftConfig:
     """The adapter's configuration.
 
     Raises:
-        RequestError: there is none, or one of another type than `peft_type`.
+        RequestError: there is none, or one of another type than `peft_type`, or of a start that is lost.
     """
     from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -242,6 +245,8 @@ def read_config(folder: Path, peft_type: str | None = None) -> PeftConfig:
     found = fields.get("peft_type") if isinstance(fields, dict) else None
     if found != (peft_type or found) or found not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise unfit(folder, [f"peft_type is `{found}`, not {f'`{peft_type}`' if peft_type else 'one that PEFT knows'}"])
+    if (lost := lost_start(fields)) is not None:
+        raise RequestError("the adapter cannot be loaded", [Problem(str(folder), lost, HINT)])
     with quiet_libraries():
         try:
             config = PeftConfig.from_peft_type(**fields)
@@ -364,6 +369,15 @@ def merge_adapter(module: nn.Module, target: MergeTarget = "dequantised", origin
     return _as_plain(model)
 
 
+def dequantised(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` with what it computes with in place of weights in 4 or 8 bits; it is used up."""
+    with torch.no_grad():
+        for name, layer in list(model.named_modules()):
+            if is_quantised(layer):
+                model.set_submodule(name, _plain_layer(layer, plain_weight(layer), model.dtype))
+    return _as_plain(model)
+
+
 def _as_plain(model: PreTrainedModel) -> PreTrainedModel:
     """`model`, its adapters merged, with the copies that were trained in place of their originals and no trace of the wrapping.
 
@@ -423,6 +437,8 @@ def _oriented(layer: nn.Module, weight: Tensor) -> Tensor:
 
 def _forget_wrapping(model: PreTrainedModel) -> None:
     """Remove what PEFT and the quantiser left on the model and its configuration."""
+    if "hf_quantizer" in model.__dict__:  # how a quantised folder was read is no way to write a plain one
+        model.__dict__.pop("_weight_conversions", None)
     for name in ("peft_config", "hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized"):
         if name in model.__dict__:
             delattr(model, name)

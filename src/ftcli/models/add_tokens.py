@@ -57,7 +57,9 @@ class AddTokens(Spec):
             raise ValueError("a token is empty or given twice")
         if silent := [token for token, text in self.descriptions.items() if not text.strip()]:
             raise ValueError(f"`descriptions` says nothing of `{silent[0]}`; left out, it starts as `start` says")
-        if self.tokens and (unknown := [token for token in self.descriptions if self.text(token) not in self.texts(self.tokens)]):
+        if broken := [token for token in self.tokens if "\n" in token or "\r" in token]:
+            raise ValueError(f"{broken[0]!r} has a line break: a list of tokens has one a line")
+        if self.tokens and (unknown := self.described_in_vain(self.texts(self.tokens))):
             raise ValueError(f"`descriptions` has `{unknown[0]}`, which is not among the tokens")
         return self
 
@@ -79,7 +81,8 @@ class AddTokens(Spec):
         if self.file is None:
             return self.texts(self.tokens)
         try:
-            lines = Path(self.file).read_text(encoding="utf-8").split("\n")
+            # Some editors put a byte order mark in front, which is no part of the first token.
+            lines = Path(self.file).read_text(encoding="utf-8-sig").split("\n")
         except OSError as error:
             raise _unreadable(self.file, (error.strerror or str(error)).lower()) from error
         except UnicodeDecodeError as error:
@@ -87,7 +90,13 @@ class AddTokens(Spec):
         found = self.texts([line.removesuffix("\r") for line in lines if line.strip()])
         if not found:
             raise _unreadable(self.file, "names no tokens")
+        if unknown := self.described_in_vain(found):
+            raise _unreadable(self.file, f"does not have `{unknown[0]}`, which `descriptions` has")
         return found
+
+    def described_in_vain(self, texts: Sequence[str]) -> list[str]:
+        """The keys of `descriptions` that are none of the tokens `texts`."""
+        return [token for token in self.descriptions if self.text(token) not in texts]
 
     def texts(self, tokens: Sequence[str]) -> tuple[str, ...]:
         """Tokens as they stand in texts, each once."""

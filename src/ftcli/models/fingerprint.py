@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,11 +83,10 @@ def stored_fingerprint(folder: Path) -> str:
             header = file.read(int.from_bytes(file.read(8), "little"))
             start = file.tell()
             digest.update(f"{path.name} {path.stat().st_size} ".encode() + header)
-            for name, tensor in json.loads(header).items():
-                if name != "__metadata__":
-                    for first, end in _ends(*tensor["data_offsets"]):
-                        file.seek(start + first)
-                        digest.update(file.read(end - first))
+            tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
+            for first, end in chain.from_iterable(_ends(*tensor["data_offsets"]) for tensor in tensors):
+                file.seek(start + first)
+                digest.update(file.read(end - first))
     return digest.hexdigest()
 
 
@@ -131,11 +131,20 @@ def note_base(folder: Path, name: str | None, fingerprint: str, rope: dict[str, 
 
 def noted_rope(folder: Path) -> dict[str, Any] | None:
     """The scaling of positions that an adapter folder was trained with; None for none."""
+    return _noted(folder, "rope")
+
+
+def noted_storage(folder: Path) -> dict[str, Any] | None:
+    """How the base is stored under the adapter of a folder; None for as it is."""
+    return _noted(folder, "quantize")
+
+
+def _noted(folder: Path, name: str) -> dict[str, Any] | None:
     try:
         found: Any = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found.get("rope") if isinstance(found, dict) else None
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def noted_base(folder: Path) -> tuple[str | None, str | None]:

@@ -48,9 +48,17 @@ def load_config(model: Model, tokenizer: Tokenizer | None = None) -> PretrainedC
 
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except _reading_errors() as error:
         raise _unreadable(model, "its configuration", error) from error
     return _scaled(config, model)
+
+
+def _reading_errors() -> tuple[type[Exception], ...]:
+    """What transformers raises for files that make no model: values of its configuration, or weights."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    return OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, StrictDataclassError, SafetensorError
 
 
 def _scaled(config: PretrainedConfig, model: Model) -> PretrainedConfig:
@@ -196,7 +204,6 @@ def _from_folder(
     head: HeadChoice = None,
     pad_id: int | None = None,
 ) -> PreTrainedModel:
-    from safetensors import SafetensorError
     from transformers import AutoConfig
 
     from ftcli.models.quantisation import loading_arguments, settle
@@ -221,7 +228,7 @@ def _from_folder(
             output_loading_info=True,
             **arguments,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except _reading_errors() as error:
         raise _unreadable(model, "its weights", error) from error
     except RuntimeError as error:
         if "mismatch" not in str(error):

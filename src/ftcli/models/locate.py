@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from ftcli.errors import Problem, RequestError
@@ -29,9 +30,10 @@ def model_folder(reference: str, revision: str | None = None, *, weights: bool =
 
         return catalogue.model_folder(reference.removeprefix("builtin:"))
     folder = Path(reference).expanduser()
-    if folder.is_dir():
+    # pathlib raises where a name is too long for a file
+    if os.path.isdir(folder):
         return folder
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise _not_a_model(reference, "is a file, not a folder", f"`{folder.parent}` is the folder it is in")
     if not _is_hub_id(reference):
         raise _not_a_model(reference, "is no folder", _near_folder(folder))
@@ -68,7 +70,7 @@ def _snapshot(reference: str, revision: str | None, weights: bool) -> Path:
 
 def is_on_hub(reference: str) -> bool:
     """Is `reference` the name of a model on the hub, and neither embedded nor a folder here?"""
-    return not reference.startswith("builtin:") and _is_hub_id(reference) and not Path(reference).expanduser().exists()
+    return not reference.startswith("builtin:") and _is_hub_id(reference) and not os.path.exists(Path(reference).expanduser())
 
 
 def _is_hub_id(reference: str) -> bool:
@@ -78,7 +80,7 @@ def _is_hub_id(reference: str) -> bool:
 
 def _near_folder(folder: Path) -> str | None:
     """The hint for a folder that does not exist: its nearest neighbour, or the part of the path that is missing."""
-    if not folder.parent.is_dir():
+    if not os.path.isdir(folder.parent):
         return f"there is no folder `{folder.parent}` either"
     near = difflib.get_close_matches(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()], n=1)
     return f"did you mean `{folder.parent / near[0]}`?" if near else None

@@ -15,6 +15,7 @@ from ftcli.models.rope import Rope
 from ftcli.spec import ExpandedName, ModelReference, Spec, TemplateReference
 
 if TYPE_CHECKING:
+    from ftcli.models.quantisation import Quantization
     from ftcli.models.tokenizer import Tokenizer
 
 
@@ -35,6 +36,23 @@ def noted_rope_settings(folder: Path) -> Rope | None:
         problem = Problem(str(folder), f"the base's positions are noted in a way that is not understood: {error.errors()[0]['msg']}")
         raise RequestError("the adapter cannot be loaded", [problem]) from error
     return settings
+
+
+def noted_quantization(folder: Path) -> Quantization | None:
+    """How the base was stored under an adapter that was exported; None for as it is.
+
+    Raises:
+        RequestError: the note is not one of ftcli's.
+    """
+    from ftcli.models.fingerprint import noted_storage
+    from ftcli.models.quantisation import Quantization
+
+    found = noted_storage(folder)
+    try:
+        return None if found is None else Quantization.model_validate(found)
+    except ValidationError as error:
+        problem = Problem(str(folder), f"how its base is stored is noted in a way that is not understood: {error.errors()[0]['msg']}")
+        raise RequestError("the adapter cannot be loaded", [problem]) from error
 
 
 class Init(Spec):

@@ -19,8 +19,10 @@ from ftcli.models.settings import Model
 from ftcli.objectives import Objective
 from ftcli.recipe.checks import check_relations
 from ftcli.recipe.explain import Finding, value_at
+from ftcli.recipe.left_by_stages import held_to_the_base, moved, not_left
 from ftcli.recipe.load import LoadedRecipe, load_document
 from ftcli.recipe.recipe import Recipe, Tracker
+from ftcli.recipe.same_text import Fit, fit_of, with_fit
 from ftcli.recipe.train import Every, Train
 from ftcli.recipe.write import resolved_yaml
 from ftcli.recipe.yaml import YamlError, parse
@@ -53,7 +55,8 @@ class Stage(Spec):
     """When to log, evaluate and save."""
     begin: Beginning | None = None
     """What becomes of the adapter of the stage before: `keep` trains it on, `stack` freezes it below a new one, `merge` folds it into the
-    base. The default keeps it where the method is the same, and merges it where it is another. A whole model is always gone on with."""
+    base. The default keeps it where the method is the same, and merges it where it is another; what `stack` has left can be merged or
+    stacked on. A whole model is always gone on with."""
 
 
 class Chain(Spec):
@@ -125,9 +128,9 @@ def load_chain(path: Path, overrides: Sequence[str] = (), *, suffix: str = "") -
         RecipeError: it cannot be read, or something in it is wrong; names every problem with its line.
     """
     chain, text, document = load_document(path, Chain, TITLE, check_chain, overrides)
-    folder = Path(chain.output) if chain.output is not None else Path.cwd() / "runs" / chain.name
-    folder = folder.with_name(f"{folder.name}{suffix}")
-    stages = tuple(_resolved(chain, document, path, folder))
+    own = Path(chain.output) if chain.output is not None else Path.cwd() / "runs" / chain.name
+    folder = own.with_name(f"{own.name}{suffix}")
+    stages = tuple(_resolved(chain, document, path, folder, own))
     return LoadedChain(chain, text, path, folder, stages)
 
 
@@ -138,7 +141,8 @@ def on_first_base(loaded: LoadedChain) -> Iterator[tuple[str, LoadedRecipe]]:
         # The proof of the first stage is enough; but what was grown in it is what a later one trains.
         if index > 0 and not getattr(method, "grown", False):
             model = model.model_copy(update={"grow": None})
-        recipe = stage.loaded.recipe.model_copy(update={"model": model, "init_from": None})
+        objective = held_to_the_base(stage.loaded.recipe, loaded.chain.model, loaded.folder / STAGES, is_first=index == 0)
+        recipe = stage.loaded.recipe.model_copy(update={"model": model, "init_from": None, "objective": objective})
         yield stage.name, replace(stage.loaded, recipe=recipe)
 
 
@@ -147,10 +151,15 @@ def stage_folder(folder: Path, index: int, name: str) -> Path:
     return folder / STAGES / f"{index + 1:02d}-{name}"
 
 
-def _resolved(chain: Chain, document: dict[str, Any], path: Path, folder: Path) -> Iterator[ChainStage]:
+def _resolved(chain: Chain, document: dict[str, Any], path: Path, folder: Path, own: Path) -> Iterator[ChainStage]:
+    """
+    Args:
+        own: the folder that the recipe's paths are of, where it is to be trained in another.
+    """
     model = dict(document["model"])
     measured = _measured(chain, document, path)
     previous: Recipe | None = None
+    stages: list[ChainStage] = []
     for index, stage in enumerate(chain.stages):
         sections, _ = _sections(document, index)
         sections["data"] = {**sections["data"], "evaluation": measured[index]}
@@ -171,9 +180,13 @@ def _resolved(chain: Chain, document: dict[str, Any], path: Path, folder: Path) 
             else:
                 found["init_from"] = {"path": str(before), "adapter": begin}
                 found["model"] = model = _with_tokens_of(model, before)
-        previous = _recipe(found, path)
+        previous = moved(_recipe(found, path), own / STAGES, folder / STAGES)
+        runs = [(stage_folder(folder, number, done.name), done.loaded.recipe, str(done.begin)) for number, done in enumerate(stages)]
+        if problems := list(not_left(previous, begin, runs, folder / STAGES, MERGED)):
+            raise RecipeError(f"recipe `{path}` has {len(problems)} problem{'s' if len(problems) > 1 else ''}", problems)
         loaded = LoadedRecipe(previous, resolved_yaml(previous), path, found)
-        yield ChainStage(stage.name, loaded, begin)
+        stages.append(ChainStage(stage.name, loaded, begin))
+        yield stages[-1]
 
 
 def _with_tokens_of(model: dict[str, Any], before: Path) -> dict[str, Any]:
@@ -181,7 +194,9 @@ def _with_tokens_of(model: dict[str, Any], before: Path) -> dict[str, Any]:
     settings = model.get("add_tokens")
     if not isinstance(settings, dict) or settings.get("mine") is None:
         return model
-    return {**model, "add_tokens": {**{key: value for key, value in settings.items() if key != "mine"}, "file": str(before / TOKENS_FILE)}}
+    # What was described has its row by now, as all of them.
+    kept = {key: value for key, value in settings.items() if key not in ("mine", "descriptions")}
+    return {**model, "add_tokens": {**kept, "file": str(before / TOKENS_FILE)}}
 
 
 def _recipe(found: dict[str, Any], path: Path) -> Recipe:
@@ -202,12 +217,16 @@ def _measured(chain: Chain, document: dict[str, Any], path: Path) -> list[list[d
         problems += _listed_twice(listed)
     if problems:
         raise RecipeError(f"recipe `{path}` has {len(problems)} problem{'s' if len(problems) > 1 else ''}", problems)
-    known = {rows_of(one.entry): (one.entry, frozenset[str]()) for one in common}
+    # A format that is not given is found by the first stage.
+    known = {rows_of(one.entry): (one.entry, recipes[0].objective.formats) for one in common}
+    fits: dict[str, Fit] = {}
     found = []
     for recipe, listed in zip(recipes, own, strict=True):
         formats, mine = recipe.objective.formats, {rows_of(one.entry): one.entry for one in listed}
         kept = {rows: _retained(entry) for rows, (entry, of) in known.items() if rows not in mine and _is_readable(entry, of, formats)}
-        found.append([_document(entry, names[rows]) for rows, entry in {**mine, **kept}.items()])
+        measured = {**mine, **kept}
+        fits = {**{rows: fit_of(entry, recipe) for rows, entry in measured.items()}, **fits}
+        found.append([_document(with_fit(entry, recipe, fits[rows]), names[rows]) for rows, entry in measured.items()])
         known |= {rows: (entry, formats) for rows, entry in mine.items() if rows not in known}
     return found
 
@@ -309,9 +328,15 @@ def _between(document: dict[str, Any], index: int) -> Iterator[Finding]:
     kind, before = (_method_kind(document, number) for number in (index, index - 1))
     if begin == "keep" and kind != before:
         yield (STAGES, index, "begin"), f"`{kind}` cannot train an adapter of `{before}` on", "merge"
+    if stages[index - 1].get("begin") == "stack" and begin in (None, "keep") and _method(document, index) == _method(document, index - 1):
+        what = "the stage before leaves an adapter of its own rank and the earlier one's together, which this method cannot train on"
+        yield (STAGES, index), what, "`begin: merge`, or `stack` again"
 
 
 def _method_kind(document: dict[str, Any], index: int) -> Any:
-    sections, _ = _sections(document, index)
-    method = sections.get("method")
+    method = _method(document, index)
     return method.get("kind") if isinstance(method, dict) else Recipe.model_fields["method"].default.kind
+
+
+def _method(document: dict[str, Any], index: int) -> Any:
+    return _sections(document, index)[0].get("method")

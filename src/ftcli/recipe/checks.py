@@ -24,6 +24,7 @@ def check_relations(data: dict[str, Any]) -> list[Finding]:
         _some_targets,
         _one_extent,
         _replay,
+        _regularize,
         _stream,
         _warmup,
         _something_to_evaluate,
@@ -42,8 +43,9 @@ def check_following(data: dict[str, Any]) -> list[Finding]:
     has_own = any(isinstance(source, dict) and source.get("role") == "replay" for source in sources)
     mixture = data["data"].get("mixture") or (None if has_own else {"kind": "replay"})
     with_buffer = {**data, "data": {**data["data"], "train": [*sources, {"role": "replay"}], "mixture": mixture}}
-    alone = list(_replay(data))
-    return [finding for finding in check_relations(data) if finding not in alone] + list(_replay(with_buffer))
+    alone = [*_replay(data), *_regularize(data)]
+    found = [finding for finding in check_relations(data) if finding not in alone]
+    return [*found, *_replay(with_buffer), *_regularize(with_buffer)]
 
 
 def _base_or_init(data: dict[str, Any]) -> Iterator[Finding]:
@@ -102,6 +104,23 @@ def _replay(data: dict[str, Any]) -> Iterator[Finding]:
     steps = value_at(data, ("train", "steps"))
     if value_at(data, ("data", "mixture", "accounting")) == "add" and steps is not None:
         yield ("data", "mixture", "accounting"), "`add` is about `epochs` and `max_tokens`; `train.steps` counts every step", "remove one"
+
+
+def _regularize(data: dict[str, Any]) -> Iterator[Finding]:
+    """What holds the targets of a role, or is measured on them, needs a source of it."""
+    listed, sources = (value_at(data, path) for path in (("objective", "regularize"), ("data", "train")))
+    if not isinstance(listed, list) or not isinstance(sources, list):
+        return
+    roles = [source.get("role", "new") for source in sources if isinstance(source, dict)]
+    for index, entry in enumerate(listed):
+        if not isinstance(entry, dict) or entry.get("weight", 1) == 0:
+            continue
+        path, kind, role = ("objective", "regularize", index), entry.get("kind"), entry.get("on")
+        if kind == "kl" and role in ("new", "replay") and role not in roles:
+            yield (*path, "on"), f"no training source has `role: {role}`", "`on: all`, or a source of this role"
+        if kind == "ewc" and entry.get("rows") is None and "replay" not in roles:
+            hint = "give `rows: {source: ...}`: text of the kind to be kept"
+            yield path, "no training source has `role: replay` to measure on", hint
 
 
 def _stream(data: dict[str, Any]) -> Iterator[Finding]:

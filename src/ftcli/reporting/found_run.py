@@ -202,9 +202,12 @@ def has_artefact(run: Path, kind: str) -> bool:
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a run's, in whatever state."""
-    # A merged model or an exported adapter has a manifest, too, and its configuration beside it.
-    is_artefact = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
-    return not is_artefact and any((path / name).is_file() for name in (MANIFEST, METRICS, RESOLVED_RECIPE))
+    # A merged model or an exported adapter has a manifest, too, and its configuration beside it; other exports say what they are.
+    if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return False
+    if any((path / name).is_file() for name in (METRICS, RESOLVED_RECIPE)):
+        return True
+    return (path / MANIFEST).is_file() and _read_json(path / MANIFEST, []).get("kind") != "export"
 
 
 def runs_in(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from ftcli.reporting.found_run import read_run
 from ftcli.reporting.markdown import markdown_text
 from ftcli.reporting.page import Block, Document, Items, Section, Table, Tone, html_page
 from ftcli.reporting.several import several_document
-from ftcli.training.stages import proof_word, retention_lines
+from ftcli.training.stages import proof_word, retention_lines, table_rows
 
 
 def write_stages_report(path: Path, title: str, found: dict[str, Any], runs: Sequence[Path]) -> None:
@@ -35,20 +35,17 @@ def stages_document(title: str, found: dict[str, Any], runs: Sequence[Path]) -> 
         [f"{len(failed)} of {len(found['proofs'])} stages did not begin where the one before ended."] if failed else retention_lines(found)
     )
     tone: Tone = "bad" if failed else beside.tone
-    own = Section("What was learnt and what was kept", [_matrix(found), *_proofs(found)])
+    own = Section("What was learnt and what was kept", [_matrix(found), *_notes(found)])
     return replace(beside, title=title, tone=tone, lead=lead or beside.lead, sections=[own, *beside.sections])
 
 
 def _matrix(found: dict[str, Any]) -> Table:
-    matrix = found["matrix"]
-    rows = [
-        [stage, *("" if value is None else f"{value:.4f}" for value in row)]
-        for stage, row in zip(matrix["stages"], matrix["bits_per_byte"], strict=True)
-    ]
-    return Table("Bits per byte of held-out rows after each stage; lower is better", ["after", *matrix["sources"]], rows, numbers_from=1)
+    headings = ["after", *found["matrix"]["sources"]]
+    return Table("Bits per byte of held-out rows after each stage; lower is better", headings, table_rows(found), numbers_from=1)
 
 
-def _proofs(found: dict[str, Any]) -> list[Block]:
-    if not found["proofs"]:
-        return []
-    return [Items([f"{proof_word(proof)}: {proof['stage']} {proof['detail']}" for proof in found["proofs"]])]
+def _notes(found: dict[str, Any]) -> list[Block]:
+    """What the matrix leaves empty, and the proofs."""
+    proofs = [f"{proof_word(proof)}: {proof['stage']} {proof['detail']}" for proof in found["proofs"]]
+    lines = [*found["matrix"]["not_compared"], *proofs]
+    return [Items(lines)] if lines else []

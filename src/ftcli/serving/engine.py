@@ -69,7 +69,8 @@ class Engine:
     def __init__(self, served: Served, *, max_waiting: int = 256) -> None:
         self.served = served
         self._max_waiting = max_waiting
-        self._context = context_length(served.use(served.names[0]))
+        self._contexts = {name: context_length(served.use(name)) for name in served.names}
+        """A soft prompt takes of its model's context, and no other's."""
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -127,7 +128,7 @@ class Engine:
             num_tokens = len(prompt_ids(tokenizer, prompt))
         except FtcliError as error:
             raise ApiError(400, str(error), code="invalid_prompt", field=where) from error
-        context = self._context
+        context = self._contexts[request.model]
         if context is not None and num_tokens >= context:
             what = f"`{where}` has {num_tokens} tokens, which leave no room for an answer in a context of {context}"
             raise ApiError(400, what, code="context_length_exceeded", field=where)

@@ -44,7 +44,8 @@ def serve_models(target: str, adapters: Mapping[str, str], device: str = "auto",
     """Load a base once, and every adapter.
 
     Args:
-        target: a base, or a run or adapter, which is then served by its name beside its base.
+        target: a base, or a run or adapter, which is then served by its name beside its base; alone, where it was trained on
+            another one than any model folder holds: with new tokens, scaled positions, or quantised.
         adapters: adapter folders or runs, by the name they are asked for.
         template: for the models that have no chat template: `chatml`, `plain`, a path to a Jinja file, or the Jinja text.
 
@@ -68,16 +69,18 @@ def _with_template(served: Served, template: str) -> Served:
 
 def _served(target: str, adapters: Mapping[str, str], device: str) -> Served:
     from ftcli.exporting.source import open_source
+    from ftcli.models.added_rows import needs_another_base
 
     source = open_source(target, device)
-    is_plain = source.quantization is None and source.base is not None
+    needs_own_base = source.adapter is not None and needs_another_base(source.adapter) is not None
+    is_plain = source.quantization is None and source.base is not None and not needs_own_base
     if source.adapter is not None and is_plain:
         assert source.base is not None
         return _with_adapters(source, source.base, {source.name: target, **adapters}, device)
     if source.holds_model and is_plain:
         return _with_adapters(source, target, adapters, device)
     if adapters:
-        raise UsageError(f"`{target}` cannot carry adapters: {source.description}", hint="name the base itself")
+        raise UsageError(f"`{target}` is served alone, and cannot carry adapters: {source.description}", hint="name the base itself")
     module = source.attached()
     return Served({source.name: source.tokenizer}, lambda name: module)
 

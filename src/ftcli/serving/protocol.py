@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -58,6 +59,7 @@ class AnswerRequest:
     temperature: float
     top_p: float | None
     seed: int
+    """Another one for each request that names none."""
     stop: tuple[str, ...]
     stream: bool
     with_usage: bool
@@ -75,7 +77,7 @@ def read_request(body: bytes, *, is_chat: bool, token_limit: int) -> AnswerReque
         ApiError: 400, with the field that is wrong.
     """
     try:
-        fields = json.loads(body, parse_constant=_no_number)
+        fields = json.loads(body, parse_constant=_no_number, object_pairs_hook=_told_once)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "the body is not JSON", code="invalid_json") from error
     if not isinstance(fields, dict):
@@ -93,11 +95,20 @@ def read_request(body: bytes, *, is_chat: bool, token_limit: int) -> AnswerReque
         max_tokens=_max_tokens(fields, token_limit),
         temperature=float(_number(_or(fields.get("temperature"), 0), "temperature", 0, MAX_TOP_TEMPERATURE)),
         top_p=None if top_p is None else float(_number(top_p, "top_p", 0, 1)),
-        seed=int(_number(_or(fields.get("seed"), 0), "seed", -_MOST_SEED - 1, _MOST_SEED, whole=True)),
+        seed=int(_number(_or(fields.get("seed"), secrets.randbelow(_MOST_SEED)), "seed", -_MOST_SEED - 1, _MOST_SEED, whole=True)),
         stop=_stops(fields.get("stop")),
         stream=_flag(fields.get("stream"), "stream"),
         with_usage=_with_usage(fields.get("stream_options")),
     )
+
+
+def _told_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a key that comes twice it is anybody's guess which is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise wrong(next(name for name in names if names.count(name) > 1), "is given twice")
+    return found
 
 
 def _no_number(name: str) -> NoReturn:

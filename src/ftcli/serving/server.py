@@ -113,6 +113,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         try:
             self._check_host()
+            if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+                self.close_connection = True  # what nobody reads is not to be taken for the next request
             if self.path == "/health":
                 self._send_json(200, {"status": "ok"})
             elif self.path == "/v1/models":
@@ -143,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
     def _check_host(self) -> None:
         """A web page can make a browser ask a name that leads here; on loopback, only loopback's names are answered."""
         host = self.headers.get("Host", "")
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+        name = (host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host).lower()
         if self.server.is_local and name and not is_loopback(name.strip("[]")):
             self.close_connection = True
             raise ApiError(403, f"the host `{name}` is not this machine's own", code="wrong_host")

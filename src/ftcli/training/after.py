@@ -9,17 +9,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.data.buffer import Kept
+from ftcli.data.buffer import Buffer, Kept
 from ftcli.data.mixtures import Mixture
 from ftcli.data.mixtures.replay import Replay
 from ftcli.data.names import free_name, rows_of
 from ftcli.data.settings import Data, EvaluationSource
-from ftcli.errors import Problem, RequestError, UsageError
+from ftcli.errors import Problem, RequestError
 from ftcli.files import write_json
 from ftcli.models.settings import Model
 from ftcli.recipe.chain import MERGED
 from ftcli.recipe.load import LoadedRecipe
 from ftcli.recipe.recipe import Recipe
+from ftcli.recipe.same_text import fit_of, with_fit
 from ftcli.reporting.stages import write_stages_report
 from ftcli.training.earlier import Earlier
 from ftcli.training.folder import RunFolder
@@ -27,6 +28,7 @@ from ftcli.training.run import run_folder, run_recipe
 from ftcli.training.stages import Summary, last_run, over_stages, report_lines, require_proven
 
 if TYPE_CHECKING:
+    from ftcli.data.prepare import Progress
     from ftcli.reporting.live import Reporter
 
 STAGES_FILE, STAGES_REPORT = "stages.json", "stages.html"
@@ -49,14 +51,16 @@ def run_after(loaded: LoadedRecipe, earlier: Path, reporter: Reporter, *, replay
     summary = run_recipe(following, reporter, resume=resume)
     folder = run_folder(following.recipe)
     folder.update_manifest(after=str(earlier.resolve()))
-    runs = [*history(earlier), folder]
-    names = [f"{index}-{run.manifest()['name']}" for index, run in enumerate(runs, 1)]
-    found = over_stages(names, [run.manifest()["summary"] for run in runs])
-    _excuse_rescaled(found, [Earlier(run, reporter).recipe.model for run in runs])
-    write_json(folder.path / STAGES_FILE, {"runs": [str(run.path) for run in runs], **found})
-    write_stages_report(folder.path / STAGES_REPORT, f"{following.recipe.name} and before", found, [run.path for run in runs])
+    runs = history(folder.path, reporter)
+    paths = [run.folder.path for run in runs]
+    names = [f"{index}-{run.manifest['name']}" for index, run in enumerate(runs, 1)]
+    found = over_stages(names, [run.manifest["summary"] for run in runs])
+    _excuse_rescaled(found, [run.recipe.model for run in runs])
+    write_json(folder.path / STAGES_FILE, {"runs": list(map(str, paths)), **found})
+    write_stages_report(folder.path / STAGES_REPORT, f"{following.recipe.name} and before", found, paths)
     reporter.note("\n" + "\n".join(report_lines(found)))
-    require_proven(found)
+    # Of the runs before it, this one is not to blame.
+    require_proven({"proofs": found["proofs"][-1:]})
     return {**summary, "stages": found}
 
 
@@ -67,23 +71,15 @@ def _excuse_rescaled(found: Summary, models: Sequence[Model]) -> None:
             proof.update(passed=None, detail=f"{proof['detail']}; `model.rope` changes what is computed")
 
 
-def history(run: Path) -> list[RunFolder]:
-    """The run and all before it, the first one first.
+def history(run: Path, progress: Progress) -> list[Earlier]:
+    """The run and all before it that each began where the last one ended, the first one first.
 
     Raises:
-        UsageError: one of them is no finished run.
+        UsageError: it is no finished run, or came after one that is not there.
     """
-    found: list[RunFolder] = []
-    path: Path | None = run.resolve()
-    while path is not None:
-        folder = RunFolder(path)
-        manifest = folder.manifest()
-        if manifest.get("summary") is None:
-            what = "is not finished" if manifest else "is no run folder"
-            hint = "ftcli train --resume goes on with it" if manifest else "name the folder that ftcli train has written"
-            raise UsageError(f"`{path}` {what}", hint=hint)
-        found.append(folder)
-        path = None if manifest.get("after") is None else Path(manifest["after"])
+    found = [Earlier(RunFolder(run.resolve()), progress).required()]
+    while (before := found[-1].before) is not None and before.is_whole:
+        found.append(before)
     return found[::-1]
 
 
@@ -93,15 +89,13 @@ def follow(loaded: LoadedRecipe, earlier: Path, replay_rows: int, reporter: Repo
     Raises:
         RequestError: it names another base, asks for what the earlier run's model cannot be given, or begins elsewhere already.
     """
-    runs = [Earlier(folder, reporter) for folder in history(last_run(earlier))]
+    runs = history(last_run(earlier), reporter)
     previous, recipe = runs[-1], loaded.recipe
     _require_open(recipe, previous)
     changes = _beginning(recipe, runs, reporter)
-    kept = [] if replay_rows == 0 else previous.buffer(replay_rows)
-    _tell_size(kept, replay_rows, reporter)
+    sampled = [] if replay_rows == 0 else _replayed(previous.buffer(replay_rows), replay_rows, recipe, reporter)
     data = recipe.data.model_dump(mode="json", exclude_unset=True)
     data["evaluation"] = [source.model_dump(mode="json") for source in _evaluation(recipe, previous, reporter)]
-    sampled = [entry for entry in kept if entry.num_rows]
     if sampled:
         mixture = _mixture(recipe.data)
         weights = _weights(sampled, mixture, recipe, Model.model_validate_json(json.dumps(changes["model"])), reporter)
@@ -138,7 +132,8 @@ def _beginning(recipe: Recipe, runs: Sequence[Earlier], reporter: Reporter) -> d
     previous, earlier = runs[-1].recipe, runs[-1].folder.path
     added = _added(recipe, [run.recipe.model for run in runs], reporter)
     is_adapter = previous.method.artefact == "adapter"
-    if is_adapter and recipe.method == previous.method and not added:
+    is_stacked = previous.init_from is not None and previous.init_from.adapter == "stack"
+    if is_adapter and recipe.method == previous.method and not added and not is_stacked:
         own = {key: value for key, value in recipe.model.model_dump(mode="json", exclude_unset=True).items() if key not in _OF_THE_BASE}
         model = {**previous.model.model_dump(mode="json"), **own}
         return {"init_from": {"path": str(earlier), "adapter": "keep"}, "model": model}
@@ -151,7 +146,8 @@ def _beginning(recipe: Recipe, runs: Sequence[Earlier], reporter: Reporter) -> d
 
         folder = earlier / MERGED
         if recipe.method == previous.method:
-            reporter.note(f"{' and '.join(f'`model.{key}`' for key in added)}: on the base with the earlier adapter merged into it")
+            why = " and ".join(f"`model.{key}`" for key in added) or "the earlier adapter has the ranks of two"
+            reporter.note(f"{why}: on the base with the earlier adapter merged into it")
         if not folder.is_dir():
             reporter.note(merge_run(earlier, folder, progress=reporter).line())
     fresh = {**dict.fromkeys(_OF_THE_BASE), **added, "base": str(folder)}
@@ -186,7 +182,10 @@ def _added(recipe: Recipe, before: Sequence[Model], reporter: Reporter) -> dict[
 
 def _evaluation(recipe: Recipe, previous: Earlier, reporter: Reporter) -> list[EvaluationSource]:
     """The recipe's own sources, and the earlier runs' that are not among them, each by a name that no other has in the life of runs."""
-    retained, own = previous.evaluation(), list(recipe.data.evaluation)
+    before, own = previous.evaluation(), list(recipe.data.evaluation)
+    fits = {rows_of(source): fit_of(source, previous.recipe) for source in before}
+    as_found: dict[str, Any] = {"max_length": None, "on_overflow": None}
+    retained = [source.model_copy(update=as_found) for source in before]
     held_out = recipe.data.held_out()
     names, known = [source.name for source in retained if source.name is not None], {rows_of(source): source.name for source in retained}
     if held_out is not None:
@@ -208,17 +207,24 @@ def _evaluation(recipe: Recipe, previous: Earlier, reporter: Reporter) -> list[E
             found.append(source)
         else:
             reporter.note(f"`{source.name}` is not measured any more: objective `{recipe.objective.kind}` cannot")
-    return [*own, *found]
+    return [with_fit(source, recipe, fits[rows]) if (rows := rows_of(source)) in fits else source for source in [*own, *found]]
 
 
-def _tell_size(kept: Sequence[Kept], size: int, reporter: Reporter) -> None:
-    """Say so where the buffer is smaller than was asked for, though more rows were seen."""
-    num_rows, seen = sum(entry.num_rows for entry in kept), sum(entry.seen for entry in kept)
-    if num_rows < min(size, seen):
+def _replayed(buffer: Buffer, size: int, recipe: Recipe, reporter: Reporter) -> list[Kept]:
+    """What the run replays of the buffer; says so where it is less than was asked for, though more rows were seen."""
+    if buffer.num_rows < size and buffer.complete_below is not None:
         reporter.note(
-            f"{num_rows} rows are replayed, not {size}: they stand for {seen}, of which the buffer before has kept no more, "
+            f"{buffer.num_rows} rows are replayed, not {size}: the buffer before has kept no more of what was seen, "
             "and with more of the last run's rows the sample would not be fair"
         )
+    found = []
+    for kept in buffer.sources:
+        assert kept.source.format is not None
+        if kept.source.format.kind in recipe.objective.formats:
+            found.append(kept)
+        else:
+            reporter.note(f"`{kept.source.name}` is not replayed: objective `{recipe.objective.kind}` cannot learn from it")
+    return found
 
 
 def _mixture(data: Data) -> Mixture:

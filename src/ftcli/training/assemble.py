@@ -222,7 +222,7 @@ def assemble_model(recipe: Recipe, data: DataParts, accelerator: Accelerator, *,
     if recipe.train.gradient_checkpointing:
         inner_model(module).activation_checkpointing_enable({"use_reentrant": False})
     model = TreeModel(module)
-    choice = choose_layout(model, data.probe_trees(), recipe.train.layout, recipe.method.layouts, recipe.data.max_length)
+    choice = choose_layout(model, data.probe_trees(), recipe.train.layout, recipe.method.layouts, recipe.data.longest())
     if recipe.train.gradient_checkpointing and choice.layout == "rows" and has_prefix(module):
         # Transformers drops a cache under gradient checkpointing, and with it the prefix, with a mere warning.
         problem = Problem(

@@ -12,6 +12,7 @@ from ftcli.training.init_from import find_origin
 from ftcli.training.loop import Progress
 
 if TYPE_CHECKING:
+    from ftcli.optim.schedules import Schedule
     from ftcli.recipe.recipe import Recipe
     from ftcli.training.step import Learner
 
@@ -31,7 +32,7 @@ def progress_at_begin(recipe: Recipe, learner: Learner, num_steps: int) -> Progr
     path = Path(recipe.init_from.path)
     if find_origin(path).what != "checkpoint":
         raise _refused(f"`{path}` is no checkpoint", f"one of {path}/checkpoints/step-...")
-    kept = Checkpoints(path.parent, keep=1).load(int(path.name.rpartition("-")[2]), learner)
+    kept = Checkpoints(path.parent, keep=1).load(step_of(path), learner)
     if kept.step >= num_steps:
         raise _refused(
             f"`{path}` is at step {kept.step}, and the run ends at step {num_steps}", "`train.steps` counts from the trunk's first"
@@ -46,6 +47,19 @@ def progress_at_begin(recipe: Recipe, learner: Learner, num_steps: int) -> Progr
         seconds=kept.seconds,
         pending=kept.pending,
     )
+
+
+def schedule_of(recipe: Recipe, num_steps: int) -> Schedule:
+    """The recipe's schedule; of a branch off an `infinite` one, as it goes on from its trunk."""
+    schedule = recipe.train.schedule
+    if schedule.kind != "infinite" or recipe.init_from is None or not recipe.init_from.continues:
+        return schedule
+    return schedule.in_branch(step_of(Path(recipe.init_from.path)), num_steps)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _refused(what: str, hint: str) -> RequestError:

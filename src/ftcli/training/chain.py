@@ -9,6 +9,7 @@ from ftcli.errors import Problem, RequestError, UsageError
 from ftcli.files import write_json, write_text
 from ftcli.recipe.chain import MERGED, STAGES, SUMMARY_FILE, ChainStage, LoadedChain, on_first_base
 from ftcli.reporting.stages import write_stages_report
+from ftcli.training.regularizer_look import look_at_regularizers
 from ftcli.training.run import run_folder, run_recipe
 from ftcli.training.stages import Summary, over_stages, report_lines, require_proven
 
@@ -72,7 +73,9 @@ def _look_at_data(loaded: LoadedChain) -> None:
     """Read the first rows of every stage: what is wrong with the last one is said before the first is trained."""
     for name, stage in on_first_base(loaded):
         try:
-            look(stage.recipe.data, stage.recipe.model.load_tokenizer(), formats=stage.recipe.objective.formats)
+            tokenizer = stage.recipe.model.load_tokenizer()
+            look(stage.recipe.data, tokenizer, formats=stage.recipe.objective.formats)
+            look_at_regularizers(stage.recipe, tokenizer)
         except RequestError as error:
             raise type(error)(f"stage `{name}`: {error.summary}", error.problems, error.hint) from error
 

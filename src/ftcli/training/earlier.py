@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.data.buffer import BUFFER_FILE, Kept, Seen, fill_buffer, read_buffer
+from ftcli.data.buffer import Buffer, Seen, fill_buffer, read_buffer
+from ftcli.data.names import free_name, rows_of
 from ftcli.data.settings import EvaluationSource, TrainSource
 from ftcli.data.sources.file import File
-from ftcli.errors import Problem, RequestError
+from ftcli.errors import Problem, RequestError, UsageError
 from ftcli.recipe.chain import MERGED
 from ftcli.recipe.load import load_recipe
 from ftcli.recipe.recipe import Recipe
+from ftcli.recipe.same_text import fit_of
+from ftcli.training.branch import step_of
 from ftcli.training.folder import RunFolder
+from ftcli.training.init_from import ARTEFACTS, CHECKPOINTS
 
 if TYPE_CHECKING:
     from ftcli.data.prepare import Progress
@@ -27,10 +32,12 @@ DETECT_ROWS = 64
 
 @dataclass(frozen=True)
 class Earlier:
-    """A finished run; its data is put together again when it is asked for."""
+    """A run that another goes on from; its data is put together again when it is asked for."""
 
     folder: RunFolder
     progress: Progress
+    steps: int | None = None
+    """Where another begins at a checkpoint of it: the checkpoint's; None at its result."""
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -58,6 +65,54 @@ class Earlier:
             raise RequestError(f"the data of `{self.recipe.name}` has changed", problems, hint="--replay-rows 0 goes on without replay")
         return data
 
+    @cached_property
+    def last_step(self) -> int:
+        """The step whose weights another begins with."""
+        summary = self.manifest.get("summary") or {}
+        found: int = self.steps or summary.get("best_step") or summary["steps"]
+        return found
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its result is what another begins with, so that what it measured at its end holds at the other's beginning."""
+        summary = self.manifest.get("summary")
+        return summary is not None and self.last_step == (summary.get("best_step") or summary["steps"])
+
+    @cached_property
+    def before(self) -> Earlier | None:
+        """The run that it has begun from itself: `--after` it, from its adapter or a checkpoint, or on its model.
+
+        Raises:
+            UsageError: it came after a run that is not there any more.
+        """
+        if (after := self.manifest.get("after")) is not None:
+            return Earlier(RunFolder(Path(after)), self.progress).required(f", which `{self.folder.path}` came after,")
+        path = None if self.recipe.init_from is None else Path(self.recipe.init_from.path)
+        if path is not None and path.parent.name == CHECKPOINTS:
+            found = Earlier(RunFolder(path.parent.parent), self.progress, step_of(path))
+        elif path is not None:
+            found = Earlier(RunFolder(path.parent if path.name in ARTEFACTS else path), self.progress)
+        else:
+            base = Path(self.recipe.model.base or "")
+            if base.name not in ("model", MERGED):
+                return None
+            found = Earlier(RunFolder(base.parent), self.progress)
+        return found if found.folder.resolved_path.is_file() else None
+
+    def required(self, words: str = "") -> Earlier:
+        """It, where it is finished.
+
+        Raises:
+            UsageError: it is not, or is no run.
+        """
+        if self.manifest.get("summary") is not None:
+            return self
+        what = "is not finished" if self.manifest else "is no run folder"
+        hint = "ftcli train --resume goes on with it" if self.manifest else "name the folder that ftcli train has written"
+        if words and not self.manifest:
+            hint = "move it back to where it was"
+        raise UsageError(f"`{self.folder.path}`{words} {what}", hint=hint)
+
     def bases(self) -> list[Recipe]:
         """Its recipe and those of the runs that made its base, and the base of that base; the last one has the first base of all."""
         found = [self.recipe]
@@ -69,8 +124,17 @@ class Earlier:
         return found
 
     def evaluation(self) -> list[EvaluationSource]:
-        """What it has measured, rows that it held out by itself among it, by the names it has measured it by."""
-        held_out, measured = self.recipe.data.held_out(), list(self.manifest["summary"]["after"])
+        """What it and the runs before it have measured, by the names and with the lengths that they have measured it with."""
+        found = self._own_evaluation()
+        known, names = set(map(rows_of, found)), [source.name or "" for source in found]
+        for source in [] if self.before is None else self.before.evaluation():
+            if rows_of(source) not in known:
+                found.append(source.model_copy(update={"name": free_name(source.name or "", names)}))
+        return found
+
+    def _own_evaluation(self) -> list[EvaluationSource]:
+        """What it has measured, rows that it held out by itself among it."""
+        held_out, measured = self.recipe.data.held_out(), list((self.manifest.get("summary") or {"after": {}})["after"])
         if held_out is not None and not measured:
             return []
         sources = self.recipe.data.evaluation if held_out is None else (held_out,)
@@ -78,38 +142,47 @@ class Earlier:
             # Another base would write other texts.
             stores = self._data.prepared.evaluation
             sources = tuple(store.entry for store in stores if isinstance(store.entry, EvaluationSource))
-        names = measured if len(measured) == len(sources) else [source.name for source in sources]
-        return [source.model_copy(update={"name": name, "role": "retained"}) for name, source in zip(names, sources, strict=True)]
+        names = measured if len(measured) == len(sources) else [source.name or source.source.label() for source in sources]
+        found = []
+        for name, source in zip(names, sources, strict=True):
+            fit = fit_of(source, self.recipe)
+            lengths = {"max_length": fit.max_length, "on_overflow": fit.on_overflow}
+            found.append(source.model_copy(update={**lengths, "name": name, "role": "retained"}))
+        return found
 
-    def buffer(self, size: int) -> list[Kept]:
+    def buffer(self, size: int) -> Buffer:
         """A sample of what it and all runs before it were trained on, written into its folder once.
 
         Raises:
             RequestError: its data cannot be read any more, or is another now.
         """
-        from ftcli.training.seen import numbers_seen
-
-        folder = self.folder.path / f"replay-{size}"
-        if (folder / BUFFER_FILE).is_file():
-            return read_buffer(folder)
+        folder = self.folder.path / (f"replay-{size}" if self.steps is None else f"replay-{size}-of-step-{self.steps:06d}")
+        if (found := read_buffer(folder)) is not None:
+            return found
         before = self._buffer_before(size)
-        known = {kept.source.source for kept in before}
-        summary = self.manifest["summary"]
-        numbers = numbers_seen(self._data, summary.get("best_step") or summary["steps"])
-        own = [
-            Seen(_with_format(store), sorted(rows))
-            for store, rows in zip(self._data.prepared.train, numbers, strict=True)
-            if store.entry.source not in known
-        ]
-        return fill_buffer(own, before, folder, size, self.recipe.train.seed, f" of {self.recipe.name}")
+        return fill_buffer(self._seen(before), before, folder, size, self.recipe.train.seed, f" of {self.recipe.name}")
 
-    def _buffer_before(self, size: int) -> list[Kept]:
+    def _seen(self, before: Buffer | None) -> list[Seen]:
+        """What it was trained on, but for the buffer before; a branch begins behind its trunk."""
+        from ftcli.training.seen import drawn, rows_of
+
+        known = [] if before is None else [kept.source.source for kept in before.sources]
+        begin = self.recipe.init_from
+        first = step_of(Path(begin.path)) + 1 if begin is not None and begin.continues else 1
+
+        def rows(store: TreeStore, seen: Any) -> Iterator[dict[str, Any]]:
+            return (row for _, row in rows_of(store, seen))
+
+        seen = drawn(self._data, first, self.last_step)
+        parts = zip(self._data.prepared.train, seen, strict=True)
+        return [Seen(_with_format(store), rows(store, of_store)) for store, of_store in parts if store.entry.source not in known]
+
+    def _buffer_before(self, size: int) -> Buffer | None:
         """The buffer that it has replayed, or that it would have where it was told to replay nothing."""
         for source in self.recipe.data.train:
             if isinstance(source.source, File) and source.role == "replay" and (found := read_buffer(Path(source.source.path).parent)):
                 return found
-        before = self.manifest.get("after")
-        return [] if before is None else Earlier(RunFolder(Path(before)), self.progress).buffer(size)
+        return None if self.before is None else self.before.buffer(size)
 
 
 def _with_format(store: TreeStore) -> TrainSource:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ftcli.recipe.recipe import Recipe
 
 
+LOCK = ".lock"
 BEGUN = ("recipe.yaml", "manifest.json", "recipe.schema.json")
 
 
@@ -116,6 +117,17 @@ class RunFolder:
         write_json(self.manifest_path, manifest)
         write_text(self.resolved_path, resolved_yaml(loaded.recipe))
 
+    def take_back(self) -> bool:
+        """Remove a run that was refused before it measured anything, so that the recipe, put right, begins here; False if it did."""
+        if self.metrics_path.exists() or self.checkpoints_path.exists():
+            return False
+        for path in self.path.iterdir():
+            if path.is_file() and (path.name == LOCK or not path.name.startswith(".")):
+                path.unlink()
+        with suppress(OSError):  # something of someone else's is in it
+            self.path.rmdir()
+        return True
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other process out of this folder.
@@ -124,7 +136,7 @@ class RunFolder:
             UsageError: another process is training here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
+        with (self.path / LOCK).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

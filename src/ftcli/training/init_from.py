@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ftcli.errors import FtcliError, Problem, RequestError
+from ftcli.errors import FtcliError, Problem, RequestError, did_you_mean
 from ftcli.files import sha256_of
+from ftcli.models.adapter_start import start_of
 from ftcli.models.added_rows import read_rows
 from ftcli.models.fingerprint import base_fingerprint, is_other_base, noted_base
 from ftcli.training.same_reading import require_same_reading
@@ -109,6 +110,8 @@ def find_origin(path: Path) -> Origin:
         return Origin(path, path, "adapter", None, *noted_base(path))
     what = "is no run, adapter or checkpoint" if path.exists() else "does not exist"
     hint = "a model folder goes under `model.base`" if (path / "config.json").is_file() else None
+    if not path.exists() and path.parent.is_dir():
+        hint = did_you_mean(path.name, [other.name for other in path.parent.iterdir() if other.is_dir()])
     raise _unfit(path, what, hint)
 
 
@@ -242,6 +245,7 @@ def _take_adapter(module: Any, origin: Origin) -> None:
         raise _refused(origin, "is an adapter that PEFT does not hold: only its checkpoints can be continued", None)
     mine, theirs = module.peft_config[ADAPTER].to_dict(), read_config(origin.folder).to_dict()
     own_type, their_type = (_plain(config["peft_type"]).lower() for config in (mine, theirs))
+    _require_plain_start(origin, theirs)
     if own_type != their_type:
         raise _refused(origin, f"is an adapter of type `{their_type}`, and the method trains one of type `{own_type}`", None)
     problems = [
@@ -260,6 +264,15 @@ def _take_adapter(module: Any, origin: Origin) -> None:
         set_peft_model_state_dict(module, tensors)
 
 
+def _require_plain_start(origin: Origin, config: dict[str, Any]) -> None:
+    """
+    Raises:
+        RequestError: PEFT takes the adapter's start off the base, which here stays as it is.
+    """
+    if (start := start_of(config)) is not None:
+        raise _refused(origin, f"has a start that is taken off the base (`init_lora_weights: {start}`)", origin)
+
+
 def _plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
@@ -275,6 +288,7 @@ def _stacked(recipe: Recipe, base: PreTrainedModel, context: AttachContext, orig
         hint = "for others: `ftcli merge`, and the merged model under `model.base`"
         raise RequestError("the run cannot begin from this", [Problem("init_from.adapter", what, hint)])
     config: Any = read_config(origin.folder, "LORA")
+    _require_plain_start(origin, config.to_dict())
     if config.use_dora or config.modules_to_save or config.lora_bias or config.bias != "none":
         raise _refused(origin, "is more than a product of two matrices (dora, biases or whole modules): `stack` cannot hold it", origin)
     module = method.attach(base, context)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ftcli.errors import RunError
+from ftcli.errors import RequestError, RunError
 from ftcli.reporting.plot import smoothed
 from ftcli.training.assemble import assemble_data, assemble_learner, assemble_model, featured, make_accelerator, model_width, settled
 from ftcli.training.step import NonFiniteError, optimizer_step
@@ -80,6 +80,8 @@ def find_lr(
     data = featured(recipe, data, parts, progress)
     default_lr = recipe.method.lr_at(model_width(parts.module))
     first, last = lowest or default_lr / RANGE_RATIO, highest or default_lr * RANGE_RATIO
+    if last <= first:
+        raise RequestError(f"--to: found {last:g}, allowed: above `--from` ({first:g})")
     learner, batches = assemble_learner(recipe, data, replace(parts, lr=last), accelerator)
     before = untrained_losses(learner, batches, num_steps, progress)
     mean = sum(before) / len(before)

@@ -27,6 +27,8 @@ class NewTokens:
     tokens_per_byte_before: float
     tokens_per_byte_after: float
     mined: tuple[MinedToken, ...] = ()
+    described_in_vain: tuple[str, ...] = ()
+    """What the recipe describes and the data has not brought forth."""
 
     def lines(self) -> list[str]:
         """For people: the tokens, and what they save."""
@@ -35,7 +37,8 @@ class NewTokens:
         total = f"{len(self.texts)} new tokens: {before:.3f} tokens per byte of training text become {after:.3f} ({change:.1%} fewer)"
         words = [f"`{token.text.strip()}` saves {token.saved} ({token.count} x {token.pieces} pieces)" for token in self.mined]
         shown = (words[start : start + _IN_A_LINE] for start in range(0, len(words), _IN_A_LINE))
-        return [total, *(f"mined: {', '.join(part)}" for part in shown)]
+        unread = [f"`model.add_tokens.descriptions` has `{token}`, which is not among them" for token in self.described_in_vain]
+        return [total, *(f"mined: {', '.join(part)}" for part in shown), *unread]
 
     def summary(self) -> dict[str, Any]:
         """For the run's summary: how many, and what they save."""
@@ -72,7 +75,7 @@ def settle_tokens(recipe: Recipe, first_rows: int | None = None) -> tuple[Recipe
     model = recipe.model if settings.is_settled else recipe.model.model_copy(update={"add_tokens": settings.settled(texts)})
     recipe = recipe.model_copy(update={"model": model})
     before, after = _tokens_per_byte(recipe, base, model, first_rows)
-    return recipe, NewTokens(texts, before, after, mined)
+    return recipe, NewTokens(texts, before, after, mined, tuple(settings.described_in_vain(texts)))
 
 
 def _tokens_per_byte(recipe: Recipe, base: Tokenizer, model: Model, first_rows: int | None) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from ftcli.training.realised import realised_mixture
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ftcli.data.store import TreeStore
     from ftcli.recipe.recipe import Recipe
     from ftcli.training.assemble import DataParts, ModelParts
     from ftcli.training.folder import RunFolder
@@ -54,6 +55,17 @@ def first_manifest(recipe: Recipe, data: DataParts, parts: ModelParts, accelerat
     }
 
 
+def _cut(recipe: Recipe, store: TreeStore) -> str | None:
+    """How the rows of an evaluation source that are too long were cut; None where none is: figures of other cuts are of other text."""
+    report = store.report
+    if not report.num_overlong:
+        return None
+    max_length = getattr(store.entry, "max_length", None) or recipe.data.max_length
+    # Which rows are dropped, and how much of a prompt is, hangs on the tokens of a word, too.
+    of_rows = "" if report.on_overflow == "split" else f" of {report.num_overlong} rows"
+    return f"`max_length: {max_length}`, `{report.on_overflow}`{of_rows}"
+
+
 def data_entries(data: DataParts) -> list[dict[str, Any]]:
     """What became of the rows of each source."""
     return [{"role": store.role, **store.report.to_json()} for store in (*data.prepared.train, *data.prepared.evaluation)]
@@ -77,6 +89,7 @@ def summary_of(
         "after": evaluations[-1] if evaluations else {},
         **({"regularizers": held[-1]} if held else {}),
         "rows": {store.name: store.rows_key for store in data.prepared.evaluation},
+        "cut": {store.name: how for store in data.prepared.evaluation if (how := _cut(recipe, store)) is not None},
         "proofs": [proof.to_json() for proof in proofs],
         "folder": str(folder.path),
         "new_tokens": None if data.new_tokens is None else data.new_tokens.summary(),

@@ -8,18 +8,19 @@ In the run folder:
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import Problem, RequestError, RunError
-from ftcli.files import PARTIAL, said_when_disk_is_full
 from ftcli.layout.model import inner_model
 from ftcli.models.fingerprint import answers_fingerprint
+from ftcli.training.fisher_file import FISHER_FILE, read_fisher, require_fisher_file, require_same_shapes, save_tensors
+from ftcli.training.lineage import Beginning, beginning_of, beginnings_before
 from ftcli.training.proofs import frozen_tensors, hash_tensors
+from ftcli.training.regularizer_look import collecting, fisher_data, named_vocabulary, raise_any, require_same_vocabulary
 from ftcli.training.resources import teacher_kind, teacher_refused
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from ftcli.data.prepare import Progress
     from ftcli.data.store import TreeStore
+    from ftcli.objectives.regularize import Regularizer
     from ftcli.objectives.regularize.ewc import EWC
     from ftcli.objectives.regularize.regularizer import AtWork
     from ftcli.objectives.regularize.start import Start
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from ftcli.recipe.recipe import Recipe
     from ftcli.training.assemble import DataParts, ModelParts
 
-START_FILE, FISHER_FILE = "start.safetensors", "fisher.safetensors"
+START_FILE = "start.safetensors"
 # Raise it when the same weights and trees give other answers or another Fisher information than before.
 CODE_VERSION = 2
 MICRO_BATCH_TOKENS = 4096
@@ -79,6 +81,7 @@ def regularizers_of(
         return ()
     making = _Making(recipe, data, parts, accelerator, load_base, place)
     making.require_same_start()
+    making.require_all([settings for _, settings in wanted])
     context = RegularizeContext(
         roles=[entry.role for entry in recipe.data.train],
         start=lambda: making.start,
@@ -94,6 +97,23 @@ def regularizers_of(
     )
 
 
+def require_regularizers(
+    recipe: Recipe,
+    data: DataParts,
+    parts: ModelParts,
+    accelerator: Accelerator,
+    load_base: Callable[[Recipe], PreTrainedModel],
+    progress: Progress | None,
+) -> None:
+    """Refuse what `regularizers_of` would refuse, and leave nothing of it.
+
+    Raises:
+        RequestError: all that does not fit the run.
+    """
+    making = _Making(recipe, data, parts, accelerator, load_base, Place(progress=progress))
+    making.require_all([settings for settings in recipe.objective.regularize if settings.weight > 0])
+
+
 @dataclass
 class _Making:
     """What regularizers ask for, each made when it is first asked for."""
@@ -104,6 +124,30 @@ class _Making:
     accelerator: Accelerator
     load_base: Callable[[Recipe], PreTrainedModel]
     place: Place
+    teachers: dict[str, Teacher] = field(default_factory=dict)
+
+    def require_all(self, wanted: Sequence[Regularizer]) -> None:
+        """Have all that can be had before anything is measured.
+
+        Raises:
+            RequestError: all that cannot be had, or does not fit the run.
+        """
+        from ftcli.objectives.regularize.ewc import EWC
+        from ftcli.objectives.regularize.kl import KL
+
+        problems: list[Problem] = []
+        for settings in wanted:
+            if isinstance(settings, EWC) and not self._has_fisher:
+                with collecting(problems):
+                    self._fisher_stores(settings)
+                with collecting(problems):
+                    self._require_earlier(settings)
+            elif isinstance(settings, KL):
+                with collecting(problems):
+                    settings.held_sources([entry.role for entry in self.recipe.data.train])
+                with collecting(problems):
+                    self.teacher(settings.teacher)
+        raise_any(problems)
 
     # ---- the start -------------------------------------------------------------------------------------------------------
 
@@ -121,7 +165,7 @@ class _Making:
             return Start(dict(trained_parameters(self.parts.module)), load_file(path))
         start = Start.of(self.parts.module)
         if path is not None and self.accelerator.is_main_process:
-            _save(path, start.values)
+            save_tensors(path, start.values)
         return start
 
     def require_same_start(self) -> None:
@@ -146,7 +190,12 @@ class _Making:
     # ---- teachers --------------------------------------------------------------------------------------------------------
 
     def teacher(self, name: str) -> Teacher:
-        """The model that answers under `name`."""
+        """The model that answers under `name`, one for all that ask."""
+        if name not in self.teachers:
+            self.teachers[name] = self._new_teacher(name)
+        return self.teachers[name]
+
+    def _new_teacher(self, name: str) -> Teacher:
         from ftcli.methods.adapter_off import trained_in_place
         from ftcli.objectives.regularize.start import Start
         from ftcli.objectives.regularize.teacher import AdapterOff, AtStart, OtherModel
@@ -169,8 +218,10 @@ class _Making:
         from ftcli.layout.model import TreeModel
         from ftcli.layout.probe import choose_layout
 
-        recipe = self.recipe
+        recipe, ours = self.recipe, len(inner_model(self.parts.module).get_output_embeddings().weight)
         if reference is not None:
+            if (named := named_vocabulary(reference)) is not None:
+                require_same_vocabulary(reference, named, ours)
             # What else is said of the base, its growth for one, is not said of the teacher.
             kept = recipe.model.model_dump(include={"dtype", "attention", "trust_remote_code"})
             recipe = recipe.model_copy(update={"model": type(recipe.model)(base=reference, **kept)})
@@ -180,11 +231,7 @@ class _Making:
             if reference is None:
                 raise
             raise teacher_refused(error) from error
-        ours, theirs = (len(m.get_output_embeddings().weight) for m in (inner_model(self.parts.module), base))
-        if ours != theirs:
-            what = f"`{reference or recipe.model.base}` predicts {theirs} tokens and the model {ours}"
-            problem = Problem("objective.regularize.teacher", what, "a model of the same vocabulary")
-            raise RequestError("the teacher does not fit the model", [problem])
+        require_same_vocabulary(reference or recipe.model.base, len(base.get_output_embeddings().weight), ours)
         model = TreeModel(base)
         trees, layout = self.data.probe_trees(), self.parts.layout.layout
         choose_layout(model, trees, layout, frozenset({"forest", "rows"}), self.recipe.data.max_length)
@@ -225,12 +272,17 @@ class _Making:
         """By source, the trees that some step of the run has, ascending."""
         import numpy as np
 
-        seen: dict[int, set[int]] = {source: set() for source in sources}
+        # A mark a tree: a run of millions of examples has room for it.
+        marks = {source: bytearray() for source in sources}
         for step in range(1, self.data.order.num_steps + 1):
             for source, tree in self.data.order.examples_at(step):
-                if source in seen:
-                    seen[source].add(tree)
-        return {source: np.array(sorted(trees), dtype=np.int64) for source, trees in seen.items() if trees}
+                if (own := marks.get(source)) is None:
+                    continue
+                if tree >= len(own):
+                    own.extend(bytes(max(len(own), tree + 1 - len(own))))
+                own[tree] = 1
+        seen = {source: np.flatnonzero(np.frombuffer(own, dtype=np.uint8)).astype(np.int64) for source, own in marks.items()}
+        return {source: trees for source, trees in seen.items() if len(trees)}
 
     def _teacher_key(self, teacher: Teacher, name: str) -> str:
         """All that a teacher's answers depend on but the trees."""
@@ -253,35 +305,42 @@ class _Making:
         """F at the start, with that of an earlier run where one is named; the main process measures for all."""
         kept = None if self.place.folder is None else self.place.folder / FISHER_FILE
         with self.accelerator.main_process_first():
-            if kept is not None and kept.is_file():
+            if kept is not None and self._has_fisher:
                 return self._read(kept, "objective.regularize")
             found = self._measured(settings)
             if settings.earlier is not None:
                 from ftcli.objectives.regularize.fisher import with_earlier
 
-                earlier = Path(settings.earlier) / FISHER_FILE
-                if not earlier.is_file():
-                    what = f"`{settings.earlier}` is no run with `ewc`: it has no {FISHER_FILE}"
-                    raise RequestError("the earlier Fisher information cannot be had", [Problem("objective.regularize.earlier", what)])
-                found = with_earlier(found, self._read(earlier, "objective.regularize.earlier"), settings.decay)
+                earlier = self._read(Path(settings.earlier) / FISHER_FILE, "objective.regularize.earlier")
+                found = with_earlier(found, earlier, settings.decay)
             if kept is not None:
-                _save(kept, found)
+                save_tensors(kept, found)
         return found
 
-    def _read(self, path: Path, where: str) -> dict[str, Tensor]:
-        """F from a file, on the devices of the weights.
+    @property
+    def _has_fisher(self) -> bool:
+        """The run has measured it already."""
+        return self.place.folder is not None and (self.place.folder / FISHER_FILE).is_file()
 
-        Raises:
-            RequestError: it is of other weights.
+    def _require_earlier(self, settings: EWC) -> None:
         """
-        from safetensors.torch import load_file
+        Raises:
+            RequestError: the earlier run has no Fisher information, or it is not of the weights that train here.
+        """
+        if settings.earlier is None:
+            return
+        require_fisher_file(settings.earlier)
+        run, where = Path(settings.earlier), "objective.regularize.earlier"
+        require_same_shapes(run / FISHER_FILE, where, {name: parameter for name, parameter, _ in self.start.pairs()})
+        own = Beginning(self.parts.base_fingerprint, hash_tensors(self.start.values.items()))
+        if beginning_of(run) not in (own, *beginnings_before(self.recipe)):
+            what = f"`{run}` began with other weights than this run and all that it goes on from"
+            hint = "a run that this one goes on from, or one that began as it does: the same base, and of an adapter the same seed"
+            raise RequestError("the Fisher information does not fit", [Problem(where, what, hint)])
 
-        found = load_file(path)
-        shapes = {name: parameter.shape for name, parameter, _ in self.start.pairs()}
-        if {name: tensor.shape for name, tensor in found.items()} != shapes:
-            problem = Problem(where, f"`{path}` is of other weights than those that train here", "the same base and method")
-            raise RequestError("the Fisher information does not fit", [problem])
-        return {name: found[name].to(parameter.device) for name, parameter, _ in self.start.pairs()}
+    def _read(self, path: Path, where: str) -> dict[str, Tensor]:
+        """F from a file, on the devices of the weights."""
+        return read_fisher(path, where, {name: parameter for name, parameter, _ in self.start.pairs()})
 
     def _measured(self, settings: EWC) -> dict[str, Tensor]:
         """F from the cache, or measured now."""
@@ -308,7 +367,7 @@ class _Making:
             pad_id=self.data.tokenizer.pad_id or 0,
             tell=self._teller(min(settings.examples, sum(map(len, stores))), "measuring the Fisher information"),
         )
-        _save(path, found)
+        save_tensors(path, found)
         return found
 
     def _fisher_stores(self, settings: EWC) -> Sequence[TreeStore]:
@@ -319,35 +378,21 @@ class _Making:
         """
         from ftcli.data.cache import default_cache_folder
         from ftcli.data.prepare import prepare
-        from ftcli.data.settings import Data, TrainSource
         from ftcli.objectives.regularize.regularizer import sources_with
         from ftcli.training.own_text import with_own_text
 
-        if settings.rows is None:
+        rows = fisher_data(settings, self.recipe.data)
+        if rows is None:
             found = sources_with("replay", [entry.role for entry in self.recipe.data.train])
             if not found:
                 what = "no training source has `role: replay` to measure on"
                 problem = Problem("objective.regularize", what, "give `rows: {source: ...}`: text of the kind to be kept")
                 raise RequestError("`ewc` has nothing to measure on", [problem])
             return [self.data.prepared.train[index] for index in found]
-        source = TrainSource(source=settings.rows.source, format=settings.rows.format)
-        own = self.recipe.data
-        data = Data(train=(source,), holdout=0.0, max_length=own.max_length, on_overflow=own.on_overflow, workers=own.workers)
-        described = self.recipe.model_copy(update={"data": data})
+        described = self.recipe.model_copy(update={"data": rows})
         data, _ = with_own_text(described, default_cache_folder(), self.place.progress)
         return prepare(data, self.data.tokenizer, cache_folder=default_cache_folder(), progress=self.place.progress).train
 
     def _teller(self, total: int, what: str) -> Callable[[int], None]:
         progress = self.place.progress
         return (lambda done: None) if progress is None else (lambda done: progress.update(done, total, what))
-
-
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors under a name that is there only when they are complete."""
-    from safetensors.torch import save_file
-
-    partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
-    with said_when_disk_is_full(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-        partial.replace(path)

@@ -35,7 +35,7 @@ from ftcli.training.assemble import (
     make_accelerator,
     settled,
 )
-from ftcli.training.branch import progress_at_begin
+from ftcli.training.branch import progress_at_begin, schedule_of
 from ftcli.training.checkpoint import Checkpoints, load_trainable, verified_state
 from ftcli.training.folder import RunFolder
 from ftcli.training.frozen_cache import CachePlan, plan_frozen_cache
@@ -46,6 +46,7 @@ from ftcli.training.manifest import fingerprints, peak_memory_bytes, run_files
 from ftcli.training.probe import measured_losses, note_before, rendered_conversation, write_probe
 from ftcli.training.proofs import Proof, frozen_tensors, hash_tensors, probe_log_probs, prove_frozen, prove_reloaded, prove_stops
 from ftcli.training.record import data_entries, first_manifest, summary_of
+from ftcli.training.regularizer_look import look_at_regularizers
 from ftcli.training.regularizers import Place
 from ftcli.training.resources import held_bytes, require_disk, require_memory
 from ftcli.training.signals import StopSignal
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
     from ftcli.data.store import TreeStore
     from ftcli.models.generate import Answer
+    from ftcli.optim.schedules import Schedule
     from ftcli.recipe.load import LoadedRecipe
     from ftcli.recipe.recipe import Recipe
     from ftcli.training.batches import BatchSource
@@ -90,6 +92,8 @@ def run_recipe(loaded: LoadedRecipe, reporter: Reporter, *, resume: bool = False
         reporter.note(f"{recipe.name} is finished: nothing is left to do")
         finished: dict[str, Any] = summary
         return finished
+    if not goes_on:
+        look_at_regularizers(recipe, recipe.model.load_tokenizer())
     stop = StopSignal()
     with stop.installed(), ExitStack() as stack:
         accelerator = make_accelerator(recipe, folder.path)
@@ -121,6 +125,10 @@ def run_recipe(loaded: LoadedRecipe, reporter: Reporter, *, resume: bool = False
             return run.execute(goes_on)
         except InterruptedRun:
             run.note_status("interrupted")
+            raise
+        except RequestError:
+            if goes_on or not accelerator.is_main_process or not folder.take_back():
+                run.note_status("failed")
             raise
         except BaseException:
             run.note_status("failed")
@@ -156,6 +164,10 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         return self.loaded.recipe
+
+    @property
+    def schedule(self) -> Schedule:
+        return schedule_of(self.recipe, self.data.order.num_steps)
 
     def execute(self, goes_on: bool) -> dict[str, Any]:
         """Restore or begin, train, save, prove, report."""
@@ -238,7 +250,7 @@ class Run:
     def _hooks(self, learner: Learner, metrics: Metrics, checkpoints: Checkpoints, seconds: float) -> tuple[Evaluate, list[Any]]:
         recipe = self.recipe
         names = [store.name for store in self.data.prepared.train]
-        log = Log(recipe.every.log, metrics, names, self.parts.lr, recipe.train.schedule.factor_at, self.reporter.log, seconds)
+        log = Log(recipe.every.log, metrics, names, self.parts.lr, self.schedule.factor_at, self.reporter.log, seconds)
         evaluate = Evaluate(
             recipe.every.evaluate, lambda step: self.measure(learner, step), metrics, recipe.train.early_stopping, self.reporter.evaluation
         )
@@ -251,7 +263,7 @@ class Run:
             return
         self.stop.is_training = True
         try:
-            train(learner, batch_source, self.recipe.train.schedule.factor_at, progress, hooks)
+            train(learner, batch_source, self.schedule.factor_at, progress, hooks)
         except NonFiniteError as error:
             rows = [self.data.prepared.train[source].where(index) for source, index in self.data.order.examples_at(error.step)]
             listed = ", ".join(rows[:10]) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")

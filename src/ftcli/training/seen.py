@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ftcli.data.store import TreeStore
     from ftcli.recipe.recipe import Recipe
     from ftcli.training.assemble import DataParts
 
@@ -23,17 +26,24 @@ def rows_seen(recipe: Recipe, steps: int) -> Iterator[tuple[str, dict[str, Any]]
     from ftcli.training.assemble import assemble_data
 
     data = assemble_data(recipe, None)
-    for store, rows in zip(data.prepared.train, numbers_seen(data, steps), strict=True):
-        for index, found in enumerate(islice(store.entry.source.rows(), max(rows, default=-1) + 1)):
-            if index in rows:
-                yield found
+    for store, seen in zip(data.prepared.train, drawn(data, 1, steps), strict=True):
+        yield from rows_of(store, seen)
 
 
-def numbers_seen(data: DataParts, steps: int) -> list[set[int]]:
-    """For each training source the numbers, counted from 0, of its rows of which a part was trained on in the first `steps` steps."""
-    stores = data.prepared.train
-    seen: list[set[int]] = [set() for _ in stores]
-    for step in range(1, min(steps, data.order.num_steps) + 1):
+def rows_of(store: TreeStore, seen: NDArray[np.bool_]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of the rows of a source of which `seen` says so."""
+    for is_seen, found in zip(seen, store.entry.source.rows(), strict=False):
+        if is_seen:
+            yield found
+
+
+def drawn(data: DataParts, first: int, last: int) -> list[NDArray[np.bool_]]:
+    """For each training source which of its rows, as far as the last of them, the steps from `first` to `last` have seen a part of."""
+    import numpy as np
+
+    rows = [store.rows for store in data.prepared.train]
+    seen = [np.zeros(int(numbers.max()) + 1, dtype=bool) for numbers in rows]
+    for step in range(first, min(last, data.order.num_steps) + 1):
         for source, tree in data.order.examples_at(step):
-            seen[source].add(int(stores[source].rows[tree]))
-    return seen
+            seen[source][rows[source][tree]] = True
+    return [found[: len(found) - int(found[::-1].argmax())] if found.any() else found[:0] for found in seen]

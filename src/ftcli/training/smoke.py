@@ -37,7 +37,8 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
 
 def short_recipe(recipe: Recipe) -> Recipe:
     """`recipe` with few rows and few steps, in its own folder and on its own base."""
-    every = recipe.every.model_copy(update={"log": 1, "evaluate": 2, "save": 2})
+    evaluate = 2 if recipe.data.evaluation or recipe.data.held_out() is not None else None
+    every = recipe.every.model_copy(update={"log": 1, "evaluate": evaluate, "save": 2})
     data = recipe.data.model_copy(update={"evaluation": tuple(map(_small_evaluation, recipe.data.evaluation))})
     changes = {
         "train": _short_training(recipe.train),

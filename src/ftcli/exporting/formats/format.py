@@ -82,9 +82,20 @@ class Format(ABC):
             RequestError: why not.
         """
 
+    def check_portable(self, source: Source) -> None:  # noqa: B027 - most formats name nothing of this machine
+        """Refuse what would be of no use on another machine, before any weight is read.
+
+        Raises:
+            RequestError: why not.
+        """
+
     @abstractmethod
     def num_bytes(self, num_parameters: int, source: Source) -> int:
         """About how much disk the export takes while it is written."""
+
+    def shared_bytes(self, num_parameters: int, source: Source) -> int:
+        """What comes on top of that once, however many sources there are."""
+        return 0
 
     @abstractmethod
     def write(self, subject: Subject, folder: Path) -> None:
@@ -108,8 +119,8 @@ class Format(ABC):
         return source.dtype if self.dtype == "auto" else self.dtype
 
     @abstractmethod
-    def usage(self, name: str) -> str:
-        """Markdown: how the folder `name` is used, for the model card."""
+    def usage(self, name: str, source: Source) -> str:
+        """Markdown: how the folder `name` of an export of `source` is used, for the model card."""
 
     @abstractmethod
     def next_commands(self, output: Path) -> Sequence[str]:

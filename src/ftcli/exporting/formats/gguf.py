@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ftcli.exporting.checks import Check
 from ftcli.exporting.formats.format import Format, Subject
-from ftcli.exporting.gguf.file import TYPES, require_gguf, write_gguf
+from ftcli.exporting.gguf.file import TYPES, further_stops, require_gguf, write_gguf
 from ftcli.exporting.gguf.k_quants import K_QUANTS, check_rows, fallen_back, quantise, require_llama_cpp
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Gguf(Format):
         """Of the one file."""
         return f"{source.name}-{self.stored_dtype(source)}.gguf"
 
-    def usage(self, name: str) -> str:
+    def usage(self, name: str, source: Source) -> str:
         return "```sh\nllama-cli -m *.gguf -cnv\n```"
 
     def next_commands(self, output: Path) -> Sequence[str]:
@@ -77,4 +77,5 @@ def source_family(source: Source) -> None:
     from ftcli.exporting.gguf.vocabulary import vocabulary_of
 
     family_of(source.config())
+    further_stops(source.tokenizer)
     vocabulary_of(source.tokenizer, source.tokenizer.vocab_size)

@@ -93,7 +93,7 @@ class Gptq(Format):
     def stored_dtype(self, source: Source) -> str:
         return f"int{self._bits}"
 
-    def usage(self, name: str) -> str:
+    def usage(self, name: str, source: Source) -> str:
         return weight_only.usage("compressed-tensors")
 
     def next_commands(self, output: Path) -> Sequence[str]:

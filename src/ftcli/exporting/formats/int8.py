@@ -39,7 +39,7 @@ class Int8(Format):
     def stored_dtype(self, source: Source) -> str:
         return "int8"
 
-    def usage(self, name: str) -> str:
+    def usage(self, name: str, source: Source) -> str:
         return weight_only.usage()
 
     def next_commands(self, output: Path) -> Sequence[str]:

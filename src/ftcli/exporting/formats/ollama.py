@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -51,11 +52,12 @@ class Ollama(Format):
     def stored_dtype(self, source: Source) -> str:
         return self._file.stored_dtype(source)
 
-    def usage(self, name: str) -> str:
+    def usage(self, name: str, source: Source) -> str:
         return f"```sh\nollama create {name} -f Modelfile\nollama run {name}\n```"
 
     def next_commands(self, output: Path) -> Sequence[str]:
-        return [f"ollama create {output.name} -f {output}/{MODELFILE}", f"ollama run {output.name}"]
+        name = shlex.quote(output.name)
+        return [f"ollama create {name} -f {shlex.quote(str(output / MODELFILE))}", f"ollama run {name}"]
 
 
 def modelfile(source: Source, file_name: str) -> str:

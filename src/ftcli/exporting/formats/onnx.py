@@ -73,7 +73,7 @@ class Onnx(Format):
     def stored_dtype(self, source: Source) -> str:
         return "float32"
 
-    def usage(self, name: str) -> str:
+    def usage(self, name: str, source: Source) -> str:
         return (
             "```python\nimport numpy as np\nimport onnxruntime\nfrom transformers import AutoTokenizer\n\n"
             'tokenizer = AutoTokenizer.from_pretrained(".")\nsession = onnxruntime.InferenceSession("model.onnx")\n'

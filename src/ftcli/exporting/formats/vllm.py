@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ftcli.errors import Problem, RequestError
 from ftcli.exporting.checks import Check
 from ftcli.exporting.difference import compare, logits_on
 from ftcli.exporting.export_card import is_hub_id
-from ftcli.exporting.formats.adapter import CONFIG_FILE, MAX_KL, adapter_folder, copy_adapter
+from ftcli.exporting.formats.adapter import MAX_KL, adapter_config, adapter_folder, copy_adapter
 from ftcli.exporting.formats.format import Format, Subject
-from ftcli.exporting.formats.hf import BYTES_PER_WEIGHT
+from ftcli.exporting.formats.hf import BYTES_PER_WEIGHT, settle_stops
+from ftcli.layout.model import inner_model
+from ftcli.models.adapter_start import start_of
 from ftcli.models.added_rows import needs_another_base
 from ftcli.models.load import save_model
 
 if TYPE_CHECKING:
     from ftcli.exporting.source import Source
 
-SCRIPT, BASE, ADAPTERS = "serve.sh", "base", "adapters"
+SCRIPT, BASE, ADAPTERS, TEMPLATE = "serve.sh", "base", "adapters", "chat_template.jinja"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` may be."""
 
@@ -49,16 +50,24 @@ class Vllm(Format):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise RequestError("the adapters cannot be served together", [Problem("", f"two are called `{twice[0]}`", "rename a folder")])
+        first = sources[0]
+        for source in sources:
+            if _speech(source) != _speech(first):
+                what = f"`{first.name}` and `{source.name}` have different chat templates or stop tokens, and vLLM has one for all"
+                problem = Problem("", what, "export those that agree together")
+                raise RequestError("the adapters cannot be served together", [problem])
 
     def num_bytes(self, num_parameters: int, source: Source) -> int:
-        adapter = sum(path.stat().st_size for path in adapter_folder(source).iterdir() if path.is_file())
-        return adapter + (0 if _is_fetched(source) else num_parameters * BYTES_PER_WEIGHT.get(source.dtype, 4))
+        return sum(path.stat().st_size for path in adapter_folder(source).iterdir() if path.is_file()) + 2**20
+
+    def shared_bytes(self, num_parameters: int, source: Source) -> int:
+        return 0 if _is_fetched(source) else num_parameters * BYTES_PER_WEIGHT.get(source.dtype, 4)
 
     def write(self, subject: Subject, folder: Path) -> None:
         source = subject.source
         target = folder / ADAPTERS / source.name
         target.mkdir(parents=True)
-        copy_adapter(source, target)
+        copy_adapter(source, target, str(source.base) if _is_fetched(source) else f"../../{BASE}")
         source.tokenizer.save(target)
 
     def write_all(self, subjects: Sequence[Subject], folder: Path) -> None:
@@ -67,26 +76,32 @@ class Vllm(Format):
 
         super().write_all(subjects, folder)
         first = subjects[0].source
+        model = inner_model(subjects[0].module)
+        settle_stops(model, first.tokenizer)
+        model.generation_config.save_pretrained(folder)
+        if first.tokenizer.chat_template is not None:
+            (folder / TEMPLATE).write_text(first.tokenizer.chat_template, encoding="utf-8")
         if not _is_fetched(first):
             base = first.original()
+            settle_stops(base, first.tokenizer)
             nn.Module.to(base, getattr(torch, first.dtype))
             save_model(base, first.tokenizer, folder / BASE)
-        for subject in subjects:
-            _name_base(folder / ADAPTERS / subject.source.name / CONFIG_FILE, subject.source)
         script = folder / SCRIPT
         line = launch_line([subject.source for subject in subjects])
         script.write_text(f'#!/bin/sh\ncd "$(dirname "$0")"\nexec {line}\n', encoding="utf-8")
         script.chmod(0o755)
 
     def verify(self, subject: Subject, folder: Path) -> Sequence[Check]:
-        """PEFT alone, on the base it was trained on; vLLM itself needs a GPU."""
+        """PEFT alone, on the base that is served; vLLM itself needs a GPU."""
         from peft import PeftModel
 
         source = subject.source
-        loaded = PeftModel.from_pretrained(source.underlying(), folder / ADAPTERS / source.name).eval()
+        name = f"adapter {source.name}, loaded by PEFT"
+        loaded = PeftModel.from_pretrained(source.original(), folder / ADAPTERS / source.name).eval()
         found = compare(subject.expected, logits_on(loaded, source.probe))
-        is_equal = found.kl < MAX_KL and found.argmax_agreement == 1.0
-        return [Check(f"adapter {source.name}, loaded by PEFT", is_equal, _base_note(source), found)]
+        if source.is_quantised:
+            return [Check(name, None, "trained on a quantised base, and served on the original: another model", found)]
+        return [Check(name, found.kl < MAX_KL and found.argmax_agreement == 1.0, "", found)]
 
     def verify_all(self, subjects: Sequence[Subject], folder: Path) -> Sequence[Check]:
         served = Check("the folder, served by vLLM", None, "vLLM was not run: serve.sh runs it")
@@ -95,11 +110,12 @@ class Vllm(Format):
     def stored_dtype(self, source: Source) -> str:
         return source.dtype
 
-    def usage(self, name: str) -> str:
+    def usage(self, name: str, source: Source) -> str:
         return "```sh\n./serve.sh\ncurl http://127.0.0.1:8000/v1/models\n```\n\nRequests name an adapter, or the base, as their `model`."
 
     def next_commands(self, output: Path) -> Sequence[str]:
-        return [f"{output}/{SCRIPT}", f"ftcli serve {output / BASE} --adapter NAME={output / ADAPTERS}/NAME"]
+        script, adapters = (shlex.quote(str(output / name)) for name in (SCRIPT, ADAPTERS))
+        return [script, f"ftcli serve {adapters}/NAME"]
 
 
 def launch_line(sources: Sequence[Source]) -> str:
@@ -109,13 +125,14 @@ def launch_line(sources: Sequence[Source]) -> str:
     rank = max(_rank(source) for source in sources)
     ranks = next(allowed for allowed in RANKS if allowed >= rank)
     modules = " ".join(shlex.quote(f"{source.name}=./{ADAPTERS}/{source.name}") for source in sources)
-    options = f"--enable-lora --max-lora-rank {ranks} --max-loras {len(sources)} --lora-modules {modules}"
+    template = "" if first.tokenizer.chat_template is None else f" --chat-template ./{TEMPLATE}"
+    options = f"--generation-config .{template} --enable-lora --max-lora-rank {ranks} --max-loras {len(sources)} --lora-modules {modules}"
     return f"vllm serve {shlex.quote(base)} --host 127.0.0.1 --port 8000 {options}"
 
 
 def _unservable(source: Source) -> list[str]:
     """What of the adapter vLLM does not compute."""
-    config = _config(source)
+    config = adapter_config(source)
     found = []
     if config.get("peft_type") != "LORA":
         found.append(f"it is of kind `{config.get('peft_type')}` (kinds: LORA)")
@@ -125,6 +142,8 @@ def _unservable(source: Source) -> list[str]:
         found.append(f"it brings modules of its own: {', '.join(config['modules_to_save'])}")
     if (needed := needs_another_base(adapter_folder(source))) is not None:
         found.append(f"{needed}, and vLLM serves the base as it is")
+    if (start := start_of(config)) is not None:
+        found.append(f"its start (`init_lora_weights: {start}`) is taken off the base, which vLLM leaves as it is")
     if config.get("bias", "none") != "none":
         found.append("it trains biases")
     if config.get("alpha_pattern") or len({config.get("r"), *(config.get("rank_pattern") or {}).values()}) > 1:
@@ -135,25 +154,14 @@ def _unservable(source: Source) -> list[str]:
 
 
 def _rank(source: Source) -> int:
-    return int(_config(source).get("r") or 0)
+    return int(adapter_config(source).get("r") or 0)
 
 
-def _config(source: Source) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((adapter_folder(source) / CONFIG_FILE).read_text(encoding="utf-8"))
-    return config
-
-
-def _name_base(path: Path, source: Source) -> None:
-    """The adapter names the base that lies beside it."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    name = source.base if _is_fetched(source) else f"../../{BASE}"
-    path.write_text(json.dumps(config | {"base_model_name_or_path": name}, indent=2) + "\n", encoding="utf-8")
+def _speech(source: Source) -> tuple[str | None, tuple[int, ...]]:
+    """What vLLM takes from one tokenizer for the base and all adapters."""
+    return source.tokenizer.chat_template, tuple(source.tokenizer.stop_ids)
 
 
 def _is_fetched(source: Source) -> bool:
     """The server fetches the base from the hub by its name."""
     return source.base is not None and is_hub_id(source.base)
-
-
-def _base_note(source: Source) -> str:
-    return "trained on a quantised base, and served on the original: another model" if source.is_quantised else ""

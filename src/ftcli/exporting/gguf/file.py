@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.errors import GateError, MissingExtraError, Problem
-from ftcli.exporting.gguf.families import Family, family_of, rope_of, tensors_of
+from ftcli.errors import GateError, MissingExtraError, Problem, RequestError
+from ftcli.exporting.gguf.families import Family, family_of, tensors_of
+from ftcli.exporting.gguf.settings import FACTORS, rope_of
 from ftcli.exporting.gguf.vocabulary import Vocabulary, strips_after_special, vocabulary_of
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 TYPES = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q5_1": 6.0, "q5_0": 5.5, "q4_1": 5.0, "q4_0": 4.5}
 """What the `gguf` package can write, with its bits per weight."""
 BLOCK = 32
+_ENDS = ("eot", "eom")
 _FLOAT_TYPES = ("f32", "f16", "bf16")
 
 
@@ -70,7 +72,7 @@ def write_gguf(model: PreTrainedModel, tokenizer: Tokenizer, path: Path, kind: s
 
 def stored_type(gguf_name: str, shape: Sequence[int], kind: str) -> str:
     """The type in which a tensor is stored in a file of `kind`."""
-    if len(shape) < 2 or gguf_name in ("position_embd.weight", "rope_freqs.weight"):
+    if len(shape) < 2 or gguf_name in ("position_embd.weight", FACTORS):
         return "f32"
     if kind in _FLOAT_TYPES:
         return kind
@@ -126,8 +128,8 @@ def _add_metadata(writer: GGUFWriter, config: Any, family: Family, kind: str, na
     if family.architecture in ("gemma2", "gemma3"):
         writer.add_sliding_window(config.sliding_window)
     if family.architecture == "gemma2":
-        writer.add_attn_logit_softcapping(config.attn_logit_softcapping or 0.0)
-        writer.add_final_logit_softcapping(config.final_logit_softcapping or 0.0)
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
 def _title(name: str, tokenizer: Tokenizer) -> str:
@@ -170,9 +172,7 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, vocabulary: Vocabul
     else:
         writer.add_token_merges(vocabulary.merges)
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": _id(tokenizer, "unk_token"), "pad": tokenizer.pad_id}
-    end_of_turn = None if tokenizer.end_of_turn is None else tokenizer.backend.token_to_id(tokenizer.end_of_turn)
-    stops = [token for token in (end_of_turn, *tokenizer.stop_ids) if token is not None and token != tokenizer.eos_id]
-    ids |= dict(zip(("eot", "eom"), dict.fromkeys(stops), strict=False))
+    ids |= dict(zip(_ENDS, further_stops(tokenizer), strict=False))
     for short, token in ids.items():
         if token is not None:
             getattr(writer, f"add_{short}_token_id")(token)
@@ -180,6 +180,22 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, vocabulary: Vocabul
     writer.add_add_eos_token(False)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def further_stops(tokenizer: Tokenizer) -> list[int]:
+    """The ids of tokens beside EOS at which the model stops.
+
+    Raises:
+        RequestError: there are more than a file can say.
+    """
+    end_of_turn = None if tokenizer.end_of_turn is None else tokenizer.backend.token_to_id(tokenizer.end_of_turn)
+    found = [token for token in (end_of_turn, *tokenizer.stop_ids) if token is not None and token != tokenizer.eos_id]
+    stops = list(dict.fromkeys(found))
+    if len(stops) > len(_ENDS):
+        names = ", ".join(repr(tokenizer.backend.id_to_token(token)) for token in stops)
+        what = f"GGUF has places for {len(_ENDS)} tokens beside EOS that end an answer, and there are {len(stops)}: {names}"
+        raise RequestError("the model cannot become GGUF", [Problem("generation_config.json", what)])
+    return stops
 
 
 def _id(tokenizer: Tokenizer, name: str) -> int | None:

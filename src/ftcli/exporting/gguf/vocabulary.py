@@ -85,6 +85,7 @@ def vocabulary_of(tokenizer: Tokenizer, num_rows: int) -> Vocabulary:
         return Vocabulary("gpt2", _rule(tokenizer, model), tokens, kinds, [], merges or [_NO_MERGE], adds_space=False)
     if not model.get("byte_fallback"):
         raise _refused("it is neither byte-level nor falls back to bytes")
+    _require_same_pieces(tokenizer, model)
     return Vocabulary("llama", "default", tokens, kinds, _scores(model, len(tokens)), [], _adds_space(tokenizer))
 
 
@@ -154,6 +155,28 @@ def _with_rule(tokenizer: Tokenizer, model: dict[str, Any], expression: str, ign
     other.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     other.decoder = decoders.ByteLevel()
     return other
+
+
+def _require_same_pieces(tokenizer: Tokenizer, model: dict[str, Any]) -> None:
+    """Refuse a tokenizer that makes other pieces of a probe text than llama.cpp would, with a space before it or without.
+
+    Raises:
+        RequestError: names the text.
+    """
+    import tokenizers
+    from tokenizers import normalizers
+
+    spaces = normalizers.Replace(" ", "▁")
+    others = []
+    for normalizer in (spaces, normalizers.Sequence([normalizers.Prepend("▁"), spaces])):
+        content = json.loads(tokenizer.backend.to_str())
+        content["model"] = {**model, "ignore_merges": False}
+        content["normalizer"] = content["pre_tokenizer"] = content["post_processor"] = None
+        others.append(tokenizers.Tokenizer.from_str(json.dumps(content)))
+        others[-1].normalizer = normalizer
+    for text in PROBE_TEXTS:
+        if tokenizer.encode(text)[0] not in [other.encode(text, add_special_tokens=False).ids for other in others]:
+            raise _refused(f"it makes other pieces of {text!r} than llama.cpp would, which leaves every letter as it is")
 
 
 def _scores(model: dict[str, Any], num_tokens: int) -> list[float]:

@@ -1,14 +1,12 @@
 """A LoRA adapter in PEFT's layout as mathematics: for each module the factors of what it adds, without torch and without the base.
 
 PEFT's files mean: W + s * B @ A with s = alpha / r, or alpha / sqrt(r) for rsLoRA; `rank_pattern` and `alpha_pattern` change r and
-alpha for some modules; an embedding's change is (B @ A) transposed; Conv1D layers hold W transposed (`fan_in_fan_out`); DoRA scales
-every row of W + s * B @ A to a learnt length; `modules_to_save` are whole modules in place of the base's own.
+alpha for some modules; an embedding's change is (B @ A) transposed; Conv1D layers hold W transposed; PiSSA and OLoRA take a part of W off
+before; DoRA scales every row of W + s * B @ A to a learnt length; `modules_to_save` are whole modules in place of the base's own.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from ftcli.errors import Problem, RequestError
-from ftcli.merging.adapters import wrong_scales
+from ftcli.merging import layers
+from ftcli.merging.adapters import is_stored_transposed, scaling, wrong_scales
 from ftcli.merging.documents import read_object
 from ftcli.merging.lora.stored import StoredTensors, name_in_checkpoint, stored_file
 from ftcli.merging.numbers import Array
+from ftcli.models.adapter_start import HINT, Start, lost_start, start_factors, start_of
 from ftcli.models.added_rows import needs_another_base
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -86,8 +86,23 @@ class Adapter:
         known |= {f"{PREFIX}{module}.base_layer.weight" for module in self.modules}
         return {name.removeprefix(PREFIX): name for name in sorted(self.tensors) if name not in known}
 
+    @cached_property
+    def saved_modules(self) -> tuple[str, ...]:
+        """Ends of the names of the modules that the file holds whole: those of `modules_to_save`, and what PEFT keeps tied to them."""
+        noted = tuple(self.config.get("modules_to_save") or ())
+        tied = self.full_tensors if self.config.get("ensure_weight_tying") else ()
+        return noted + tuple(name.rpartition(".")[0] for name in tied if layers.is_head(name) or layers.is_embedding(name))
+
     def is_dora(self, module: str) -> bool:
         return any(f"{PREFIX}{module}{suffix}" in self.tensors for suffix in _MAGNITUDE)
+
+    def start(self, module: str) -> Start | None:
+        """What of a module's own weight is taken off it."""
+        return None if self.modules[module] else start_of(self.config)
+
+    def needs_base(self, module: str) -> bool:
+        """Does its change of a module depend on the base's weight?"""
+        return self.is_dora(module) or self.start(module) is not None
 
     def shape(self, module: str) -> tuple[int, int]:
         """``(m, n)`` of what is added to a module."""
@@ -95,10 +110,15 @@ class Adapter:
         return self.tensors.shape(PREFIX + module + second)[0], self.tensors.shape(PREFIX + module + first)[1]
 
     def rank(self, module: str) -> int:
-        return self.tensors.shape(PREFIX + module + (_EMBEDDING if self.modules[module] else _LINEAR)[0])[0]
+        """Of what it adds: a part of the weight that is taken off has the rank of what was trained."""
+        own = self.tensors.shape(PREFIX + module + (_EMBEDDING if self.modules[module] else _LINEAR)[0])[0]
+        return own if self.start(module) is None else 2 * own
 
-    def factors(self, module: str) -> Factors:
+    def factors(self, module: str, base: StoredTensors | None) -> Factors:
         """Reads them.
+
+        Args:
+            base: the base model's weights; only for modules that need them.
 
         Raises:
             RequestError: their numbers are not finite.
@@ -109,26 +129,32 @@ class Adapter:
         magnitude = next((self.tensors[name] for name in names if name in self.tensors), None)
         if not all(np.isfinite(array).all() for array in (a, b, *([] if magnitude is None else [magnitude]))):
             raise RequestError("the adapter is not finite", [Problem(self.name, f"the factors of `{module}` hold NaN or infinite numbers")])
-        return Factors(a, b, self.scaling(module), magnitude)
+        scale, start = scaling(self.config, module, len(a)), self.start(module)
+        if start is None:
+            return Factors(a, b, scale, magnitude)
+        weight, is_transposed = self._stored_weight(module, base)
+        left, right = start_factors(start, weight, len(a), scale)
+        left, right = (right.T, left.T) if is_transposed else (left, right)
+        return Factors(np.concatenate([a, right]), np.concatenate([b * np.float32(scale), -left], axis=1), 1.0, magnitude)
 
-    def scaling(self, module: str) -> float:
-        """alpha / r, or alpha / sqrt(r) for rsLoRA, each by its pattern."""
-        rank = self.rank(module)
-        alpha = float(_by_pattern(self.config.get("alpha_pattern") or {}, module, self.config.get("lora_alpha", 8)))
-        return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+    def _stored_weight(self, module: str, base: StoredTensors | None) -> tuple[Array, bool]:
+        """The base's weight of a module, and whether it is stored as (in, out)."""
+        assert base is not None, f"what is added to `{module}` depends on the base"
+        weight = base_tensor(base, f"{module}.weight")
+        return weight, is_stored_transposed(self.config, base.config, module, weight.shape, self.shape(module))
 
     def delta(self, module: str, base: StoredTensors | None) -> Array:
         """``(m, n)`` float32: what it truly adds to the weight of a module.
 
         Args:
-            base: the base model's weights; needed for DoRA only.
+            base: the base model's weights; only for modules that need them.
         """
-        factors = self.factors(module)
+        factors = self.factors(module, base)
         change: Array = (factors.b @ factors.a) * np.float32(factors.scaling)
         if factors.magnitude is None:
             return change
-        assert base is not None, "the true change of DoRA needs the base"
-        weight = base_weight(base, module, bool(self.config.get("fan_in_fan_out")))
+        weight, is_transposed = self._stored_weight(module, base)
+        weight = weight.T if is_transposed else weight
         merged = weight + change
         lengths = np.sqrt(np.einsum("mn,mn->m", merged, merged, dtype=np.float64))
         return np.asarray(merged * (factors.magnitude / lengths).astype(np.float32)[:, None] - weight, np.float32)
@@ -139,6 +165,8 @@ class Adapter:
         if self.kind != "lora":
             yield Problem(where, f"is a `{self.kind}` adapter, not LoRA", "`merge_method: adapter_average` averages other kinds")
             return
+        if (lost := lost_start(self.config)) is not None:
+            yield Problem(where, lost, HINT)
         for key in _OTHER_FORMULAS:
             if self.config.get(key):
                 yield Problem(where, f"uses `{key}`, whose change of the model is no product of two factors")
@@ -146,8 +174,7 @@ class Adapter:
             yield Problem(where, f"trains biases (`bias: {self.config['bias']}`), of which PEFT's file does not hold all")
         for what in wrong_scales(self.config):
             yield Problem(where, what, "PEFT writes numbers here: fetch or write the file again")
-        saved = tuple(self.config.get("modules_to_save") or ())
-        strangers = [name for name in self.full_tensors if not _in_modules(name, saved)]
+        strangers = [name for name in self.full_tensors if not _in_modules(name, self.saved_modules)]
         if strangers:
             more = f", ... and {len(strangers) - 3} more" if len(strangers) > 3 else ""
             yield Problem(where, f"holds tensors that are no factors and in no `modules_to_save`: {', '.join(strangers[:3])}{more}")
@@ -187,16 +214,6 @@ def open_adapter(name: str, folder: Path) -> Adapter:
     return Adapter(name, place, config, stored_file(place / WEIGHTS_FILE))
 
 
-def base_weight(base: StoredTensors, module: str, is_transposed: bool) -> Array:
-    """``(m, n)`` weight of a module of the base.
-
-    Raises:
-        RequestError: the base has no such weight.
-    """
-    weight = base_tensor(base, f"{module}.weight")
-    return np.ascontiguousarray(weight.T) if is_transposed else weight
-
-
 def base_tensor(base: StoredTensors, name: str) -> Array:
     """The tensor that the base has under the name `name`.
 
@@ -212,14 +229,6 @@ def base_tensor(base: StoredTensors, name: str) -> Array:
         problem = Problem(name, "is not in the base's weights", "give the base it was trained on")
         raise RequestError("adapter and base do not fit", [problem])
     return base[found]
-
-
-def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """PEFT's rule: the first key that is the end of the module's name, as a regular expression."""
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
 
 
 def _in_modules(tensor: str, modules: tuple[str, ...]) -> bool:

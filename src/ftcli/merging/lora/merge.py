@@ -78,7 +78,7 @@ class AdapterMerge:
     @property
     def reads_base(self) -> bool:
         """Does the result depend on the base's weights?"""
-        if any(adapter.is_dora(module) for adapter in self.adapters for module in adapter.modules):
+        if any(adapter.needs_base(module) for adapter in self.adapters for module in adapter.modules):
             return True
         return bool(self.full_tensors) and not self._averages_fully()
 
@@ -134,8 +134,6 @@ class AdapterMerge:
             yield Problem("base_model", what, "if they are the same model, name it: `base_model: ...`")
         if self.reads_base and self.base_name is None:
             yield Problem("base_model", "the true changes of these adapters depend on the base, and none is named", "base_model: MODEL")
-        if len({bool(adapter.config.get("fan_in_fan_out")) for adapter in self.adapters if adapter.modules}) > 1:
-            yield Problem("models", "some adapters are for Conv1D layers (`fan_in_fan_out`), others are not", "adapters of one base")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +209,7 @@ class _Pass:
             matrix = self._dense(module)
             rank = merge.rank if merge.rank is not None or merge.energy is not None else sum(a.rank(module) for a, _ in holders)
             return factored(matrix, rank, merge.energy, merge.seed), lambda x: matrix @ x
-        found = [(adapter.factors(module), weight) for adapter, weight in holders]
+        found = [(adapter.factors(module, merge.base_tensors), weight) for adapter, weight in holders]
         a, b = joined([(part.a, part.b) for part, _ in found], [part.scaling * weight for part, weight in found])
         if merge.method == CONCAT:
             return Factored(a, b, 1.0, _energy(a, b)), lambda x: _true_product(found, x)
@@ -268,7 +266,7 @@ def merge_adapters(merge: AdapterMerge, output: Path) -> AdapterMergeReport:
         base=merge.base_name,
         factors=list(work.tensors()),
         full={name: work.full_tensor(name) for name in merge.full_tensors},
-        saved_modules=sorted({name for adapter in merge.adapters for name in adapter.config.get("modules_to_save") or ()}),
+        saved_modules=sorted({name for adapter in merge.adapters for name in adapter.saved_modules}),
         fan_in_fan_out=any(bool(adapter.config.get("fan_in_fan_out")) for adapter in merge.adapters),
         target_modules=_common_targets(merge),
         dtype=merge.dtype,
@@ -297,7 +295,7 @@ def _verified(merge: AdapterMerge, work: _Pass, folder: Path) -> float:
     tolerance, largest, problems = _TOLERANCE[merge.dtype], 0.0, []
     for module, (truth, computed, energy) in work.probes.items():
         x = np.random.default_rng(0).standard_normal((written.shape(module)[1], _NUM_PROBES), np.float32)
-        factors = written.factors(module)
+        factors = written.factors(module, None)
         stored = factors.b @ (factors.a @ x) * np.float32(factors.scaling)
         error = _relative(stored, truth)
         if _relative(stored, computed) > tolerance or (energy > 1 - 1e-12 and error > 4 * tolerance) or not np.isfinite(stored).all():
@@ -327,7 +325,7 @@ def _energy(a: Array, b: Array) -> float:
 def _common_targets(merge: AdapterMerge) -> list[str] | str | None:
     """The adapters' own `target_modules` where all have the same: then they name the same modules of the base."""
     targets = [adapter.config.get("target_modules") for adapter in merge.adapters]
-    keys = ("exclude_modules", "layers_to_transform", "layers_pattern")
+    keys = ("exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying")
     plain = not any(adapter.config.get(key) for adapter in merge.adapters for key in keys)
     same = all(_as_set(target) == _as_set(targets[0]) for target in targets)
     return targets[0] if plain and same and targets[0] else None

@@ -12,8 +12,9 @@ base_model: builtin:tiny        # where the adapters do not name the same, or Do
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,9 @@ class _Reader:
         elif name == SVD:
             found = (_WEIGHT, _RANK, _ENERGY)
         else:
-            found = (*DENSE[name].parameters, _RANK, _ENERGY)
+            # one module at a time: nothing is looked at over all of them
+            dense = (replace(each, choices=("tensor",)) if each.name == "scope" else each for each in DENSE[name].parameters)
+            found = (*dense, _RANK, _ENERGY)
         return {parameter.name: parameter for parameter in found}
 
     def _entries(self) -> list[dict[str, Any]]:
@@ -187,7 +190,7 @@ class _Reader:
             if any(value is REQUIRED for value in values):
                 self.wrong(("models",), f"`{name}` has no default, and not every adapter has one", f"parameters: {{{name}: 0.5}}")
                 raise self._error()
-            settings[name] = tuple(values) if parameter.per_model else default
+            settings[name] = tuple(values) if parameter.per_model else parameter.taken(default)
         return settings
 
     def _base(self) -> str | None:
@@ -196,7 +199,7 @@ class _Reader:
             self.wrong(("base_model",), f"found `{value}`, allowed: builtin:NAME, a local folder, or a hub id")
         if not isinstance(value, str) or value.startswith("builtin:"):
             return value if isinstance(value, str) else None
-        return str(self.folder / value) if (self.folder / value).is_dir() else value
+        return str(self.folder / value) if os.path.isdir(self.folder / value) else value
 
     def _dtype(self) -> str:
         value = self.data.get("out_dtype", self.data.get("dtype", "float32"))
@@ -206,7 +209,7 @@ class _Reader:
 
     def _located(self, reference: str) -> Path:
         path = Path(reference).expanduser()
-        local = next((place for place in (self.folder / path, path) if place.exists()), None)
+        local = next((place for place in (self.folder / path, path) if os.path.exists(place)), None)
         return local if local is not None else model_folder(reference)
 
     def _error(self) -> RecipeError:

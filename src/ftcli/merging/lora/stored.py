@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.errors import Problem, RequestError
+from ftcli.merging.documents import read_object
 from ftcli.merging.numbers import STORED, Array
 from ftcli.merging.stored import OpenFiles, StoredTensor, folder_tensors, read_header
 
@@ -14,8 +15,12 @@ from ftcli.merging.stored import OpenFiles, StoredTensor, folder_tensors, read_h
 class StoredTensors(Mapping[str, Array]):
     """Tensors by name."""
 
-    def __init__(self, entries: Mapping[str, StoredTensor]) -> None:
-        self.entries = dict(entries)
+    def __init__(self, entries: Mapping[str, StoredTensor], config: Mapping[str, Any] | None = None) -> None:
+        """
+        Args:
+            config: of the model whose weights they are.
+        """
+        self.entries, self.config = dict(entries), config or {}
 
     def __getitem__(self, name: str) -> Array:
         entry = self.entries[name]
@@ -56,7 +61,8 @@ def stored_model(folder: Path) -> StoredTensors:
     Raises:
         RequestError: they cannot be read.
     """
-    return StoredTensors(folder_tensors(folder))
+    path = folder / "config.json"
+    return StoredTensors(folder_tensors(folder), read_object(path) if path.is_file() else None)
 
 
 def name_in_checkpoint(stored: Mapping[str, Any], name: str) -> str | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from ftcli.errors import RunError
 from ftcli.merging.numbers import LARGEST
@@ -13,6 +15,8 @@ from ftcli.merging.pieces import Inputs, PieceFunction, Settings
 Kind = Literal["number", "whole", "boolean", "choice"]
 REQUIRED = "required"
 """The default of a parameter that has none."""
+_AS_GOOD_AS_0 = 1e-9
+"""A difference of sums of weights that float32 does not see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +33,23 @@ class Parameter:
     maximum: float | None = None
     choices: tuple[Any, ...] = ()
 
+    def taken(self, value: Any) -> Any:
+        """What the method gets for a value: mergekit's files have 1.0 and 0 for true and false.
+
+        Example:
+            >>> Parameter("normalize", True, "", "boolean").taken(0.0), Parameter("t", 0.5, "").taken(0.0)
+            (False, 0.0)
+        """
+        is_boolean = self.kind == "boolean" or (self.kind == "choice" and True in self.choices)
+        return bool(value) if is_boolean and isinstance(value, int | float) and value in (0, 1) else value
+
     def fault(self, value: Any) -> str | None:
         """What is wrong with a value, in words, or None."""
         if self.kind == "choice":
-            is_fine = any(value is choice or (type(value) is type(choice) and value == choice) for choice in self.choices)
+            taken = self.taken(value)
+            is_fine = any(taken is choice or (type(taken) is type(choice) and taken == choice) for choice in self.choices)
         elif self.kind == "boolean":
-            is_fine = isinstance(value, bool)
+            is_fine = isinstance(self.taken(value), bool)
         else:
             numbers = (int,) if self.kind == "whole" else (int, float)
             is_fine = isinstance(value, numbers) and not isinstance(value, bool) and abs(value) <= LARGEST["F32"]
@@ -80,10 +95,14 @@ class MergeMethod:
     """Where no model differs from the base, the result is the base: copied, bit for bit."""
     is_symmetric: bool = True
     """The order of the models means nothing: they are summed in an order of ftcli's own, so that it cannot change a bit."""
+    is_random: bool = False
+    """It drops changes at random: two tensors with the same numbers come out different."""
     statistics: Literal["elementwise", "inputs"] | None = None
     """What each model's statistics file holds: one number for each weight, or a matrix over each layer's inputs."""
     fault: Callable[[Settings], str | None] = lambda settings: None
     """What is wrong with settings that are each fine, in words."""
+    is_mean: Callable[[Settings], bool] = lambda settings: False
+    """With these settings models that are equal give that model: where all that count have the same bits, these are the result."""
 
     def parameter(self, name: str) -> Parameter | None:
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
@@ -93,18 +112,37 @@ class NoMean(RunError):
     """Models that have no mean of the kind that is asked for, which only their numbers tell."""
 
 
+def always(settings: Settings) -> bool:
+    """A mean whatever the settings."""
+    return True
+
+
+def sums_to_one(settings: Settings) -> bool:
+    """Weights that are divided by their sum, or have a sum of 1."""
+    is_normalised = settings.get("normalize", settings.get("normalize_weights", True))
+    return bool(is_normalised) or abs(sum(settings["weight"]) - 1) < _AS_GOOD_AS_0
+
+
 def all_zero(settings: Settings) -> str | None:
     """The fault of a sum in which no model counts: a tensor of zeros."""
-    if not any(settings["weight"]):
+    weights = settings["weight"]
+    if not any(weights):
         return "the weights are all 0: the tensor would be zeros"
-    return weights_cancel(settings)
+    return _vanishing(weights, settings["normalize"]) or weights_cancel(settings)
+
+
+def _vanishing(weights: Sequence[float], is_normalised: bool) -> str | None:
+    """The fault of weights that are used as they are, and are all smaller than any number of float32."""
+    if is_normalised or any(np.float32(weight) for weight in weights):
+        return None
+    return f"the weights {', '.join(map(str, weights))} are 0 in float32: the tensor would be zeros"
 
 
 def weights_cancel(settings: Settings) -> str | None:
     """The fault of weights that are to be normalised and sum to about 0."""
     weights = settings["weight"]
     size = sum(abs(weight) for weight in weights)
-    if settings.get("normalize", True) and abs(sum(weights)) < 1e-6 * max(1.0, size):
+    if settings.get("normalize", True) and abs(sum(weights)) <= 1e-6 * size:
         return f"the weights {', '.join(map(str, weights))} sum to {sum(weights):g}: their mean is not finite"
     return None
 
@@ -114,4 +152,4 @@ def no_positive_weight(settings: Settings) -> str | None:
     weights = settings["weight"]
     if min(weights) < 0 or sum(weights) <= 0:
         return f"the weights {', '.join(map(str, weights))}: none may be negative, and one must be above 0"
-    return None
+    return _vanishing(weights, settings.get("normalize_weights", True))

@@ -14,13 +14,7 @@ def nearswap(inputs: Inputs, settings: Settings) -> PieceFunction:
     """The base moved towards the model by at most `t` in every weight. Source: alchemonaut, QuartetAnemoi-70B-t0.0001."""
     t = np.float32(settings["t"])
 
-    def merge(piece: Piece) -> Array:
-        assert piece.base is not None
-        moved = on_base(piece, np.clip(piece.deltas[0], -t, t))
-        # where the whole way is gone the model's own bits, which base + (model - base) need not be
-        return np.where(np.abs(piece.deltas[0]) <= t, piece.models[0], moved)
-
-    return merge
+    return lambda piece: on_base(piece, np.clip(piece.deltas[0], -t, t))
 
 
 def arcee_fusion(inputs: Inputs, settings: Settings) -> PieceFunction:

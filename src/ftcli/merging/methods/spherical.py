@@ -71,11 +71,14 @@ def arc_weights(products: NDArray[np.float64], t: float, tensor: str = "") -> tu
 
 
 def nuslerp(inputs: Inputs, settings: Settings) -> PieceFunction:
-    """slerp at t = w2 / (w1 + w2), of the models or, with a base, of what they change of it; whole, by row, or by column."""
+    """slerp at t = w2 / (w1 + w2), of the models or, with a base, of what they change of it; whole, by row, or by column.
+
+    A tensor of one row is a vector, and taken whole: its columns are single numbers, between which there is no arc.
+    """
     t = normalised(settings["weight"])[1]
     with_base = next(iter(inputs.pieces())).base is not None
     tensor = inputs.randomness.tensor
-    if settings["nuslerp_flatten"]:
+    if settings["nuslerp_flatten"] or inputs.shape[0] == 1:
         first, second = arc_weights(inner_products(inputs, deltas=with_base), t, tensor)
 
         def merge(piece: Piece) -> Array:
@@ -169,10 +172,11 @@ def karcher_weights(products: NDArray[np.float64], weights: Sequence[float], rou
         NoMean: the inputs cancel, and have no mean direction.
     """
     norms = np.sqrt(np.diag(products))
+    size = float(np.dot(weights, norms))
     w = np.where(norms > 0, np.asarray(weights, np.float64), 0.0)
     if 1.0 in weights or not w.any():
         return [float(weight) for weight in weights]
-    w /= w.sum()
+    w /= w.sum()  # zeros have no direction; they count in the length alone
     scale = np.where(norms > 0, norms, 1.0)
     cosines = products / np.outer(scale, scale)
     mean = w.copy()  # coefficients of the unit vectors
@@ -192,7 +196,7 @@ def karcher_weights(products: NDArray[np.float64], weights: Sequence[float], rou
             break
         mean = math.cos(step) * mean + math.sin(step) / step * tangent
         mean = mean / math.sqrt(float(mean @ cosines @ mean))
-    return [float(c) for c in mean / scale * (w * norms).sum()]
+    return [float(c) for c in mean / scale * size]
 
 
 def multislerp(inputs: Inputs, settings: Settings) -> PieceFunction:

@@ -62,6 +62,13 @@ def row_inner_products(arrays: Sequence[Array]) -> NDArray[np.float64]:
 
 
 def on_base(piece: Piece, change: Array) -> Array:
-    """The base with `change` added; where nothing changes, the base's own bits."""
+    """The base with `change` added; where nothing changes, the base's own bits, and where all that an only model changes does, its own.
+
+    Elsewhere the changes' own rounding remains, which is more than a step of the result where base and change nearly cancel.
+    """
     assert piece.base is not None
-    return piece.base + change
+    merged = piece.base + change
+    if len(piece.models) == 1:
+        # base + (model - base) need not be the model
+        np.copyto(merged, piece.models[0], where=change == piece.deltas[0])
+    return merged

@@ -47,9 +47,9 @@ def learn_weights(
     seed: int,
     say: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Learned:
-    """The coefficients with the best evaluation among those of the way, of which the first are the uniform average.
+    """The coefficients with the best evaluation among those of the way, before which are each model alone and the uniform average.
 
-    So the result is never worse than the uniform average on these rows.
+    So the result is never worse than any of the models, or their average, on these rows.
     """
     import torch
 
@@ -58,6 +58,8 @@ def learn_weights(
     optimizer = torch.optim.Adam([coefficients], lr=lr)
     batches = _batches(measurer, batch_tokens, seed)
     losses: list[float] = []
+    for index in range(num_models):
+        evaluate({"model": index})
     evaluate({"weight": _rounded(coefficients)})
     for step in range(steps):
         batch, shares = batches[step % len(batches)]
@@ -69,8 +71,9 @@ def learn_weights(
         say(step + 1, steps, "learn weights")
         if (step + 1) % max(1, steps // _CHECKS) == 0 or step + 1 == steps:
             evaluate({"weight": _rounded(coefficients)})
-    best = evaluate.best()
-    return Learned([list(group) for group in best.candidate["weight"]], losses)
+    best = evaluate.best().candidate
+    alone = [[float(index == best.get("model")) for index in range(num_models)]] * merged.num_groups
+    return Learned([list(group) for group in best.get("weight", alone)], losses)
 
 
 def _rounded(coefficients: Tensor) -> list[list[float]]:

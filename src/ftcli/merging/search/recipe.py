@@ -77,7 +77,7 @@ class WiseFt(Spec):
     evaluate: Evaluate
     """What decides."""
     alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = tuple(round(step / 10, 1) for step in range(11))
-    """The points to measure."""
+    """The points to measure; the base and the model, 0 and 1, are measured in any case."""
     dtype: Dtype | None = None
     """Of the weights written; the default is the base's."""
 

@@ -18,7 +18,7 @@ from ftcli.merging.methods.registry import METHODS as MERGE_METHODS
 from ftcli.merging.outcome import check_output, outcome_lines
 from ftcli.merging.search.log import Candidate, Evaluation, EvaluationLog, Judge, fingerprint_of
 from ftcli.merging.search.recipe import AnySearch, GreedySoup, LearnedWeights, Search, WiseFt
-from ftcli.merging.search.soup import greedy_soup, sweep
+from ftcli.merging.search.soup import greedy_soup, sweep, with_ends
 from ftcli.merging.search.space import Space, search, settings_of
 from ftcli.merging.search.written import Document, Layers, linear_document, method_document, planned, write_merge
 from ftcli.merging.sources import Source, open_source
@@ -144,7 +144,8 @@ def plan_search(recipe: AnySearch, path: Path) -> list[str]:
     """
     assert isinstance(recipe, GreedySoup | WiseFt | Search | LearnedWeights)
     sources = _look(recipe, path)
-    count = {"greedy_soup": 2 * len(sources) - 1, "wise_ft": len(getattr(recipe, "alphas", ()))}.get(recipe.merge_method)
+    count = 2 * len(sources) - 1 if isinstance(recipe, GreedySoup) else None
+    count = len(with_ends(recipe.alphas)) if isinstance(recipe, WiseFt) else count
     count = recipe.search.budget if isinstance(recipe, Search) else count
     words = f"at most {count} evaluations" if count is not None else f"{getattr(recipe, 'steps', 0)} updates of the coefficients"
     weights = ", ".join(source.name or source.source.label() for source in recipe.evaluate.sources)
@@ -247,6 +248,8 @@ def _check_space(recipe: AnySearch) -> None:
     for name, value in settings.fixed.items():
         parameter = method.parameter(name)
         fault = f"`{method.name}` has no such parameter" if parameter is None else parameter.fault(value)
+        if fault is None and name == "scope" and value == "global":
+            fault = "a search measures merges tensor by tensor, and this one looks at all of them together"
         if fault is not None or name in settings.ranges:
             problems.append(Problem(f"search.fixed.{name}", fault or "varies, too", "leave it out of `ranges`" if fault is None else None))
     if settings.budget < len(recipe.models):
@@ -284,7 +287,7 @@ def _search(work: _Work) -> Found:
         summary = {"chosen": names, "order": [models[index] for index in soup.order]}
         return Found(soup.best, linear_document(models, weights), summary, lines)
     if isinstance(recipe, WiseFt):
-        points, best = sweep(recipe.alphas, work.evaluate)
+        points, best = sweep(with_ends(recipe.alphas), work.evaluate)
         rows = [{"alpha": point.candidate["alpha"], "scores": point.scores, "value": point.value} for point in points]
         lines = tuple(f"alpha {row['alpha']:g}: {_shown(cast('Any', row['scores']))}" for row in rows)
         document = method_document("wise_ft", models, recipe.base_model, dict(best.candidate), _layers(work))
@@ -315,11 +318,13 @@ def _learned(work: _Work, recipe: LearnedWeights) -> Found:
         seed=recipe.seed,
         say=work.say,
     )
-    best, uniform = work.evaluate.best(), work.evaluate.evaluations[0]
+    best, number = work.evaluate.best(), len(work.sources)
+    alone, uniform = work.evaluate.evaluations[:number], work.evaluate.evaluations[number]
     rows = [", ".join(f"{value:.3f}" for value in group) for group in learned.coefficients]
     lines = (
         f"learned weights: {_shown(best.scores)}",
         f"uniform average: {_shown(uniform.scores)}",
+        *(f"{model}: {_shown(each.scores)}" for model, each in zip(work.references, alone, strict=True)),
         *(f"layers group {index}: {row}" for index, row in enumerate(rows)),
     )
     summary = {"coefficients": learned.coefficients, "losses": learned.losses, "uniform": uniform.scores}

@@ -50,6 +50,16 @@ def average_of(chosen: Sequence[int], num_models: int) -> dict[str, list[float]]
     return {"weight": [1 / len(chosen) if index in chosen else 0.0 for index in range(num_models)]}
 
 
+def with_ends(alphas: Sequence[float]) -> tuple[float, ...]:
+    """Points of the line with both ends, so that the best of them is never below the base or the model.
+
+    Example:
+        >>> with_ends((0.5, 1.0))
+        (0.0, 0.5, 1.0)
+    """
+    return tuple(sorted({0.0, *alphas, 1.0}))
+
+
 def sweep(alphas: Sequence[float], evaluate: EvaluationLog) -> tuple[list[Evaluation], Evaluation]:
     """Every point of the line from the base (0) to the model (1), and the best of them; of equal ones the nearest to the base."""
     points = [evaluate({"alpha": alpha}) for alpha in sorted(alphas)]

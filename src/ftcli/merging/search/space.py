@@ -86,7 +86,7 @@ def settings_of(method: MergeMethod, candidate: Candidate, num_models: int, grou
     """
     found: dict[str, Any] = {}
     for parameter in method.parameters:
-        value = candidate.get(parameter.name, parameter.default)
+        value = parameter.taken(candidate.get(parameter.name, parameter.default))
         if value is REQUIRED:
             value = 1.0
         if parameter.per_model:

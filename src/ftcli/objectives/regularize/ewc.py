@@ -48,7 +48,7 @@ class EWC(RegularizerSettings):
     labels: Literal["model", "data"] = "model"
     """Take the gradient for tokens that the model draws itself, or for those that the data has (the empirical Fisher)."""
     earlier: LocalPath | None = None
-    """An earlier run with `ewc` on the same weights, whose F is added to this one's, times `decay`."""
+    """An earlier run with `ewc` that this one goes on from, or that began with the same weights: its F is added, times `decay`."""
     decay: float = Field(default=0.95, ge=0, le=1)
     """What remains of the earlier run's F; at 1 nothing is ever forgiven, at 0 only this run's data counts."""
 

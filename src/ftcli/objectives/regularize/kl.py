@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -52,6 +53,17 @@ class KL(RegularizerSettings):
     cache: TopK | None = None
     """Compute the teacher's answers once, before the first step."""
 
+    def held_sources(self, roles: Sequence[str]) -> list[int]:
+        """Indices of the training sources whose targets are held.
+
+        Raises:
+            RequestError: there are none.
+        """
+        if not (sources := sources_with(self.on, roles)):
+            problem = Problem("objective.regularize.on", f"no training source has `role: {self.on}`", "`on: all`, or a source of this role")
+            raise RequestError("`kl` has nothing to hold", [problem])
+        return sources
+
     def build(self, name: str, context: RegularizeContext) -> AtWork:
         """The divergence from the teacher.
 
@@ -60,10 +72,7 @@ class KL(RegularizerSettings):
         """
         from ftcli.objectives.regularize.divergence import Divergence
 
-        sources = sources_with(self.on, context.roles)
-        if not sources:
-            problem = Problem("objective.regularize.on", f"no training source has `role: {self.on}`", "`on: all`, or a source of this role")
-            raise RequestError("`kl` has nothing to hold", [problem])
+        sources = self.held_sources(context.roles)
         teacher = context.teacher(self.teacher)
         cached = None if self.cache is None else context.cached(teacher, self.teacher, sources, self.cache.top_k, self.temperature)
         return Divergence(

@@ -31,7 +31,8 @@ class Infinite(Warmup):
     constant_ratio: float = Field(default=0.55, gt=0, le=1)
     """The constant as a share of the peak; a larger value adapts faster and forgets more."""
     anneal_steps: int | None = Field(default=None, ge=0)
-    """Steps of the anneal; at 0 there is none, and the constant goes on to the last step. Instead of `anneal_ratio`."""
+    """Steps of the anneal, of a branch no more than its own; at 0 there is none, and the constant goes on to the last step. Instead of
+    `anneal_ratio`."""
     anneal_ratio: float | None = Field(default=None, ge=0, le=1)
     """The same as a share of all steps, in 0..1, rounded up to a whole step; 0.2 if neither is given."""
     anneal: Literal["exponential", "linear"] = "exponential"
@@ -67,6 +68,17 @@ class Infinite(Warmup):
         if self.anneal == "linear":
             return height + (self.min_lr_ratio - height) * progress
         return height * math.exp(progress * math.log(self.min_lr_ratio / height))
+
+    def in_branch(self, begun: int, num_steps: int) -> Infinite:
+        """The schedule of a branch that goes on behind step `begun`: what it anneals off is where its trunk stood.
+
+        Example:
+            >>> branch = Infinite(begin="constant", constant_ratio=0.4, anneal="linear").in_branch(18, 20)
+            >>> [round(branch.factor_at(step, 20), 2) for step in (18, 19, 20)]
+            [0.4, 0.25, 0.1]
+        """
+        length = self._length(self.anneal_steps, self.anneal_ratio, num_steps)
+        return self.model_copy(update={"anneal_steps": min(length, num_steps - begun), "anneal_ratio": None})
 
     def _before_anneal(self, step: int, peak: int, num_steps: int) -> float:
         if step < peak:
