@@ -1,4 +1,4 @@
-"""Tiny model folders to merge: real configurations and names, random numbers, made without torch."""
+"""Tiny model folders to merge, real configurations and names, random numbers, made without torch; and merging them by a recipe's text."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from ftcli.errors import RecipeError
 from ftcli.merging.numbers import ITEM_BYTES, Array, from_float32, to_float32
+from ftcli.merging.outcome import merge_models
+from ftcli.merging.plan import Plan, plan_merge
+from ftcli.merging.recipe import load_merge_recipe
 from ftcli.merging.stored import OpenFiles, folder_tensors
 
 LLAMA = {
@@ -108,3 +113,24 @@ def read_values(folder: Path) -> dict[str, Array]:
     """Every tensor of a folder as float32."""
     with OpenFiles() as files:
         return {name: files.whole(tensor) for name, tensor in folder_tensors(folder).items()}
+
+
+def planned(folder: Path, recipe: str, output: Path | None = None) -> Plan:
+    path = folder / "recipe.yaml"
+    path.write_text(recipe)
+    return plan_merge(load_merge_recipe(path), output)
+
+
+def refused(folder: Path, recipe: str) -> str:
+    """What is said of a recipe that cannot be planned."""
+    with pytest.raises(RecipeError) as caught:
+        planned(folder, recipe)
+    return str(caught.value)
+
+
+def merged(folder: Path, recipe: str, name: str = "out", *, verify: bool = False, **options: Any) -> Path:
+    """The folder of the result."""
+    path = folder / f"{name}.yaml"
+    path.write_text(recipe)
+    merge_models(path, folder / name, verify=verify, **options)
+    return folder / name

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.merge_models import LLAMA, family, llama_shapes, random_values, read_values, write_model, write_tensors
+from tests.merge_models import LLAMA, family, llama_shapes, merged, random_values, read_values, write_model, write_tensors
 
 from ftcli.errors import GateError, UsageError
 from ftcli.files import sha256_of
@@ -36,13 +36,6 @@ models:
 dtype: bfloat16
 """
 DARE = TIES.replace("ties", "dare_ties") + "seed: 5\n"
-
-
-def merged(folder: Path, recipe: str, name: str = "out", **options: int | bool) -> Path:
-    path = folder / f"{name}.yaml"
-    path.write_text(recipe)
-    merge_models(path, folder / name, verify=False, **options)  # type: ignore[arg-type]
-    return folder / name
 
 
 def weights(folder: Path) -> dict[str, bytes]:

@@ -10,27 +10,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.merge_models import LLAMA, llama_shapes, random_values, read_values, write_model, write_tensors
+from tests.merge_models import LLAMA, llama_shapes, merged, random_values, read_values, write_model, write_tensors
 from tests.unit.test_merge_methods import SHAPES, merge, quick, same_shape, values_for
 
 from ftcli.errors import RecipeError
 from ftcli.merging.methods.method import Parameter
 from ftcli.merging.methods.registry import METHODS
 from ftcli.merging.numbers import Array
-from ftcli.merging.outcome import merge_models
 from ftcli.merging.plan import plan_merge
 from ftcli.merging.recipe import load_merge_recipe
 
 ONE_LAYER = {**LLAMA, "num_hidden_layers": 1}
 HALF_STEP = 2.0**-24
 """Relative error of one rounding to float32."""
-
-
-def merged(folder: Path, recipe: str, name: str = "out") -> Path:
-    path = folder / f"{name}.yaml"
-    path.write_text(recipe)
-    merge_models(path, folder / name, verify=False)
-    return folder / name
 
 
 def far_apart(seed: int, count: int, shape: tuple[int, ...] = (40, 30)) -> list[Array]:

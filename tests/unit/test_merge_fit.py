@@ -12,18 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.merge_models import LLAMA, family, llama_shapes, random_values, read_values, write_model, write_tensors
+from tests.merge_models import LLAMA, family, llama_shapes, merged, planned, random_values, read_values, refused, write_model, write_tensors
 
 from ftcli.cli.main import run
-from ftcli.errors import GateError, RecipeError, RequestError, RunError, UsageError
+from ftcli.errors import GateError, RequestError, RunError, UsageError
 from ftcli.files import check_place, new_folder
 from ftcli.merging.engine import working_folder
 from ftcli.merging.fit import expected_shapes
 from ftcli.merging.global_trim import TrimmedTensor, global_limits
 from ftcli.merging.numbers import STORED, are_finite, from_float32
 from ftcli.merging.outcome import merge_models
-from ftcli.merging.plan import Plan, plan_merge
-from ftcli.merging.recipe import load_merge_recipe
 from ftcli.merging.sources import open_source
 from ftcli.merging.stored import OpenFiles, folder_tensors
 
@@ -46,24 +44,6 @@ def gpt2_shapes() -> dict[str, tuple[int, ...]]:
     for layer in range(3):
         shapes |= {f"transformer.h.{layer}.{name}.weight": shape for name, shape in inner.items()}
     return shapes | {"transformer.ln_f.weight": (16,)}
-
-
-def planned(folder: Path, recipe: str) -> Plan:
-    path = folder / "recipe.yaml"
-    path.write_text(recipe)
-    return plan_merge(load_merge_recipe(path))
-
-
-def refused(folder: Path, recipe: str) -> str:
-    with pytest.raises(RecipeError) as caught:
-        planned(folder, recipe)
-    return str(caught.value)
-
-
-def merged(folder: Path, recipe: str, name: str = "out") -> Path:
-    (folder / f"{name}.yaml").write_text(recipe)
-    merge_models(folder / f"{name}.yaml", folder / name, verify=False)
-    return folder / name
 
 
 def franken(first: str, second: str) -> str:

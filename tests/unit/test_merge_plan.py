@@ -10,26 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.merge_models import LLAMA, family, llama_shapes, random_values, read_values, write_model, write_tensors
+from tests.merge_models import LLAMA, family, llama_shapes, planned, random_values, read_values, refused, write_model, write_tensors
 
 from ftcli.errors import RecipeError
-from ftcli.merging.plan import Plan, plan_merge
+from ftcli.merging.plan import plan_merge
 from ftcli.merging.recipe import load_merge_recipe
 from ftcli.merging.stored import OpenFiles
 from ftcli.models.layer_lists import merged_layers
-
-
-def planned(folder: Path, recipe: str, output: Path | None = None) -> Plan:
-    path = folder / "recipe.yaml"
-    path.write_text(recipe)
-    return plan_merge(load_merge_recipe(path), output)
-
-
-def refused(folder: Path, recipe: str) -> str:
-    with pytest.raises(RecipeError) as caught:
-        planned(folder, recipe)
-    return str(caught.value)
-
 
 GOOD = "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 1}}\n  - {model: b, parameters: {weight: 2}}\n"
 

@@ -10,37 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.merge_models import LLAMA, family, llama_shapes, random_values, read_values, write_model, write_tensors
+from tests.merge_models import LLAMA, family, llama_shapes, merged, random_values, read_values, refused, write_model, write_tensors
 
 from ftcli.errors import RecipeError
 from ftcli.merging.methods.method import NoMean
 from ftcli.merging.numbers import Array, from_float32
-from ftcli.merging.outcome import merge_models
-from ftcli.merging.plan import Plan, plan_merge
-from ftcli.merging.recipe import load_merge_recipe
 from ftcli.merging.stored import OpenFiles, folder_tensors
 
 LINEAR = "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\n"
 COPY = "merge_method: passthrough\nmodels: [a]\n"
-
-
-def planned(folder: Path, recipe: str) -> Plan:
-    path = folder / "recipe.yaml"
-    path.write_text(recipe)
-    return plan_merge(load_merge_recipe(path))
-
-
-def refused(folder: Path, recipe: str) -> str:
-    with pytest.raises(RecipeError) as caught:
-        planned(folder, recipe)
-    return str(caught.value)
-
-
-def merged(folder: Path, recipe: str, name: str = "out") -> Path:
-    path = folder / f"{name}.yaml"
-    path.write_text(recipe)
-    merge_models(path, folder / name, verify=False)
-    return folder / name
 
 
 def eight_bit(folder: Path, seed: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.merge_models import LLAMA, llama_shapes, random_values, read_values, write_model, write_tensors
+from tests.merge_models import LLAMA, llama_shapes, merged, random_values, read_values, write_model, write_tensors
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from ftcli.errors import RecipeError
@@ -41,13 +41,6 @@ def two(tmp_path: Path) -> Path:
         write_model(tmp_path / name, random_values(llama_shapes(config), seed), config, dtype="F32")
         (scratch / "tokenizer.json").rename(tmp_path / name / "tokenizer.json")
     return tmp_path
-
-
-def merged(folder: Path, recipe: str, name: str = "out") -> Path:
-    path = folder / f"{name}.yaml"
-    path.write_text(recipe)
-    merge_models(path, folder / name, verify=False)
-    return folder / name
 
 
 def ids(folder: Path) -> dict[str, int]:
