@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.unit.test_after import file_of, followed, rows_file, sampled, text_recipe, write_base
 
 from ftcli.cli.main import run
 from ftcli.data.buffer import Buffer, Seen, fill_buffer, read_buffer
+from ftcli.data.names import rows_of
 from ftcli.data.settings import TrainSource
 from ftcli.errors import DataError
+from ftcli.reporting.live import Reporter
+from ftcli.training.earlier import Earlier
+from ftcli.training.folder import RunFolder
 
 
 def seen(source: TrainSource, first: int = 0, end: int | None = None) -> Seen:
@@ -138,7 +144,6 @@ def test_a_life_is_found_where_a_run_was_killed_before_it_could_name_the_one_bef
     manifest = json.loads(path.read_text())
     assert manifest.pop("after") == str(trunk / "from")
     path.write_text(json.dumps(manifest))
-    from ftcli.reporting.live import Reporter
     from ftcli.training.after import history
 
     assert [one.folder.path.name for one in history(trunk / "next", Reporter(silent=True))] == ["trunk", "from", "next"]
@@ -150,3 +155,52 @@ def test_a_buffer_that_cannot_be_read_is_said_by_name(tmp_path: Path, content: s
     with pytest.raises(DataError, match="a replay buffer cannot be read") as caught:
         read_buffer(tmp_path)
     assert "buffer.json" in caught.value.problems[0].what
+
+
+def test_a_run_without_early_stopping_has_seen_what_came_after_its_best_step(trunk: Path) -> None:
+    manifest = json.loads((trunk / "trunk" / "manifest.json").read_text())
+    manifest["summary"]["best_step"] = 4
+    folder = trunk / "judged"
+    shutil.copytree(trunk / "trunk", folder, ignore=shutil.ignore_patterns("replay-*"))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert kept_of(trunk, "judged") == {"a": 24}
+    assert not Earlier(RunFolder(folder), Reporter(silent=True), 4).is_whole
+    resolved = folder / "recipe.resolved.yaml"
+    recipe = yaml.safe_load(resolved.read_text())
+    recipe["train"]["early_stopping"], recipe["every"]["evaluate"] = {"patience": 1}, 4
+    resolved.write_text(yaml.safe_dump(recipe))
+    assert Earlier(RunFolder(folder), Reporter(silent=True), 4).is_whole
+    assert Earlier(RunFolder(folder), Reporter(silent=True)).last_step == 4
+
+
+def test_the_data_of_a_base_that_another_run_made_need_not_be_there(trunk: Path) -> None:
+    (trunk / "gone.jsonl").write_text((trunk / "a.jsonl").read_text())
+    train = {"steps": 4, "global_batch_size": 2, "lr": 1e-3}
+    held = [file_of(trunk / "b.jsonl", limit=3, name="b held")]
+    parts = {"data": {"evaluation": held, "holdout": 0.0}, "train": train}
+    assert run(["train", str(text_recipe(trunk, "maker", [file_of(trunk / "gone.jsonl")], train=train))]) == 0
+    on_it = text_recipe(trunk, "on-it", [file_of(trunk / "b.jsonl")], model={"base": str(trunk / "maker" / "model")}, **parts)
+    assert run(["train", str(on_it)]) == 0
+    assert kept_of(trunk, "on-it") == {"a": 8, "b": 8}
+    shutil.rmtree(trunk / "on-it" / "replay-100")
+    shutil.rmtree(trunk / "maker" / "replay-100")
+    (trunk / "gone.jsonl").unlink()
+    found, said = followed(trunk / "next.yaml", trunk / "on-it", 100)
+    assert [source.name for source in found.data.evaluation] == ["c held", "b held"]
+    assert "`on-it` began from" in said
+    assert "neither replayed nor measured" in said
+    assert kept_of(trunk, "on-it") == {"b": 8}
+
+
+def test_each_source_is_read_as_the_run_that_measured_it_read_it(trunk: Path) -> None:
+    folder = trunk / "otherwise"
+    shutil.copytree(trunk / "from", folder)
+    resolved = folder / "recipe.resolved.yaml"
+    recipe = yaml.safe_load(resolved.read_text())
+    recipe["objective"] = {"kind": "classification", "readout": "label-words"}
+    resolved.write_text(yaml.safe_dump(recipe))
+    one = Earlier(RunFolder(folder), Reporter(silent=True))
+    assert one.before is not None
+    found = {source.name: one.formats()[rows_of(source)] for source in one.evaluation()}
+    assert found == {"b held": one.recipe.objective.formats, "a held": one.before.recipe.objective.formats}
+    assert found["b held"] != found["a held"]

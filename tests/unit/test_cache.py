@@ -197,7 +197,7 @@ from ftcli.models.tokenizer import load_tokenizer
 class Tell:
     def update(self, done, total, what):
         print(done, flush=True)
-        time.sleep(0.2)  # so that the signal comes between two chunks of many
+        time.sleep(600 if done >= 400 else 0)  # so that the signal comes between two chunks of many, however late
 
 chunks.CHUNK_ROWS = 100
 

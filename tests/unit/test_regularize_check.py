@@ -173,17 +173,20 @@ def test_an_adapter_takes_that_of_the_same_draw(
 # ---- chains ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_stage_is_held_by_what_a_stage_before_will_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("between", [[], [{"name": "between", "method": LORA}]], ids=["at once", "past an adapter"])
+def test_a_stage_is_held_by_what_a_stage_before_will_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: list[dict[str, Any]]
+) -> None:
     before = "out/stages/01-one"
     held = objective(ewc(earlier=before), {"kind": "kl", "teacher": f"{before}/model", "weight": 0.5})
-    stages = [{"name": "one", "method": FULL, "objective": objective(ewc())}, {"name": "two", "method": FULL, "objective": held}]
+    stages = [{"name": "one", "method": FULL, "objective": objective(ewc())}, *between, {"name": "two", "method": FULL, "objective": held}]
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     path = write_chain(tmp_path, stages)
     assert run(["check", path]) == 0
     assert run(["train", path, "--smoke"]) == 0
     assert run(["train", path]) == 0
-    assert (tmp_path / "out" / "stages" / "02-two" / "fisher.safetensors").is_file()
+    assert (tmp_path / "out" / "stages" / f"0{2 + len(between)}-two" / "fisher.safetensors").is_file()
     assert run(["train", path, "--resume"]) == 0
 
 

@@ -113,7 +113,14 @@ class Tokeniser:
 
     def has_special_within(self, example: EncodedExample) -> bool:
         """Whether a special token stands in a text elsewhere than at its ends, where BOS and EOS belong."""
-        return any(not self._special_bytes.keys().isdisjoint(segment.encoded.ids[1:-1]) for segment in example.segments)
+        return any(not self._written_out.isdisjoint(segment.encoded.ids[1:-1]) for segment in example.segments)
+
+    @cached_property
+    def _written_out(self) -> frozenset[int]:
+        """Special tokens that stand where a text names them: not that of unknown words, unless it is one of the others."""
+        unknown = self.tokenizer.backend.token_to_id(self.tokenizer.special.get("unk_token", ""))
+        named = {self.tokenizer.bos_id, self.tokenizer.eos_id}
+        return frozenset(token_id for token_id in self._special_bytes if token_id != unknown or token_id in named)
 
     def _check_bos(self, example: EncodedExample, where: str) -> None:
         """Refuse a branch with two BOS: a template that writes one and an encoder that adds one go unnoticed otherwise."""

@@ -74,10 +74,14 @@ def _set_tie(
         return
     had_head = any(is_head(name) for name in sources[donor].tensors)
     is_alike = not method.is_random and any(_is_made_alike(sources, head, tensor) for tensor in tensors)
-    if is_alike or (had_head and is_tied(config) is not True):
+    if is_alike or (had_head and is_tied(config) is False):
         return
+    # what a configuration that does not say it means differs between architectures
+    is_silent = had_head and is_tied(config) is None
     for part in (config, target):
         part["tie_word_embeddings"] = False
+    if is_silent:
+        return
     warn("the merged model has a head of its own: not all models tie it to the embedding")
 
 

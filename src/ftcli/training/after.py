@@ -92,6 +92,10 @@ def follow(loaded: LoadedRecipe, earlier: Path, replay_rows: int, reporter: Repo
     runs = history(last_run(earlier), reporter)
     previous, recipe = runs[-1], loaded.recipe
     _require_open(recipe, previous)
+    for run in runs:
+        if run.lost is not None:
+            what = "whose data cannot be read any more: it is neither replayed nor measured"
+            reporter.note(f"`{run.recipe.name}` began from `{run.lost.folder.path}`, {what}")
     changes = _beginning(recipe, runs, reporter)
     sampled = [] if replay_rows == 0 else _replayed(previous.buffer(replay_rows), replay_rows, recipe, reporter)
     data = recipe.data.model_dump(mode="json", exclude_unset=True)
@@ -197,12 +201,12 @@ def _evaluation(recipe: Recipe, previous: Earlier, reporter: Reporter) -> list[E
             name = free_name(f"{source.name} of {recipe.name}", names)
             reporter.note(f"`{source.name}` was another source in the earlier run: here it is called `{name}`")
             own[index] = source.model_copy(update={"name": name})
-    mine = set(map(rows_of, own))
+    mine, formats = set(map(rows_of, own)), previous.formats()
     found = []
     for source in retained:
         if rows_of(source) in mine:
             continue
-        kinds = previous.recipe.objective.formats if source.format is None else {source.format.kind}
+        kinds = formats[rows_of(source)] if source.format is None else {source.format.kind}
         if kinds <= recipe.objective.formats:
             found.append(source)
         else:

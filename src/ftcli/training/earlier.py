@@ -68,15 +68,20 @@ class Earlier:
     @cached_property
     def last_step(self) -> int:
         """The step whose weights another begins with."""
+        return self.steps or self._result_step
+
+    @property
+    def _result_step(self) -> int:
+        """The step whose weights its result is: its best where it stops early, else its last."""
         summary = self.manifest.get("summary") or {}
-        found: int = self.steps or summary.get("best_step") or summary["steps"]
+        best = None if self.recipe.train.early_stopping is None else summary.get("best_step")
+        found: int = best or summary.get("steps") or self.manifest["num_steps"]
         return found
 
     @property
     def is_whole(self) -> bool:
         """Whether its result is what another begins with, so that what it measured at its end holds at the other's beginning."""
-        summary = self.manifest.get("summary")
-        return summary is not None and self.last_step == (summary.get("best_step") or summary["steps"])
+        return self.manifest.get("summary") is not None and self.last_step == self._result_step
 
     @cached_property
     def before(self) -> Earlier | None:
@@ -98,6 +103,15 @@ class Earlier:
                 return None
             found = Earlier(RunFolder(base.parent), self.progress)
         return found if found.folder.resolved_path.is_file() else None
+
+    @cached_property
+    def lost(self) -> Earlier | None:
+        """The run that it began from, but not by `--after`, where that one's data cannot be read any more; nobody was told to keep it."""
+        if self.before is None or self.manifest.get("after") is not None:
+            return None
+        data = self.before.recipe.data
+        sources: list[TrainSource | EvaluationSource] = [*data.train, *data.evaluation]
+        return None if all(map(_is_there, sources)) else self.before
 
     def required(self, words: str = "") -> Earlier:
         """It, where it is finished.
@@ -127,10 +141,15 @@ class Earlier:
         """What it and the runs before it have measured, by the names and with the lengths that they have measured it with."""
         found = self._own_evaluation()
         known, names = set(map(rows_of, found)), [source.name or "" for source in found]
-        for source in [] if self.before is None else self.before.evaluation():
+        for source in [] if self.before is None or self.lost else self.before.evaluation():
             if rows_of(source) not in known:
                 found.append(source.model_copy(update={"name": free_name(source.name or "", names)}))
         return found
+
+    def formats(self) -> dict[Any, frozenset[str]]:
+        """For the rows of each source of `evaluation` the formats of which the run that measured it last could read some."""
+        earlier = {} if self.before is None or self.lost else self.before.formats()
+        return {**earlier, **{rows_of(source): self.recipe.objective.formats for source in self._own_evaluation()}}
 
     def _own_evaluation(self) -> list[EvaluationSource]:
         """What it has measured, rows that it held out by itself among it."""
@@ -182,7 +201,17 @@ class Earlier:
         for source in self.recipe.data.train:
             if isinstance(source.source, File) and source.role == "replay" and (found := read_buffer(Path(source.source.path).parent)):
                 return found
-        return None if self.before is None else self.before.buffer(size)
+        return None if self.before is None or self.lost else self.before.buffer(size)
+
+
+def _is_there(source: TrainSource | EvaluationSource) -> bool:
+    """Whether its first row can be read; what a base writes itself is written again."""
+    if source.source.kind == "self":
+        return True
+    try:
+        return next(source.source.rows(), None) is not None
+    except RequestError:
+        return False
 
 
 def _with_format(store: TreeStore) -> TrainSource:

@@ -34,11 +34,15 @@ def beginnings_before(recipe: Recipe) -> Iterator[Beginning]:
     A whole model is gone on with wherever it is the base; an adapter only where `init_from` keeps it: merged, or below another, it is
     not what trains.
     """
-    run = _run_before(recipe.method.artefact, recipe.model.base, None if recipe.init_from is None else recipe.init_from.model_dump())
+    artefact = recipe.method.artefact
+    run = _run_before(artefact, recipe.model.base, None if recipe.init_from is None else recipe.init_from.model_dump())
     while run is not None and (found := beginning_of(run)) is not None:
-        yield found
         manifest = RunFolder(run).manifest()
-        run = _run_before(manifest["artefact"], manifest["base"], manifest["init_from"])
+        # a whole model goes back past the adapters that were merged into it, to what they were put on
+        is_same = manifest["artefact"] == artefact
+        if is_same:
+            yield found
+        run = _run_before(artefact, manifest["base"], manifest["init_from"] if is_same else None)
 
 
 def _run_before(artefact: str, base: str | None, init_from: dict[str, Any] | None) -> Path | None:
