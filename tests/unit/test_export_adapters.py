@@ -91,10 +91,12 @@ def test_adapters_of_two_bases_are_not_served_together(make_adapter: Any, base: 
 ALONE = """
 import sys
 import torch
+from safetensors.torch import save_file
 {code}
 assert not [name for name in sys.modules if name.startswith("ftcli")]
 with torch.no_grad():
-    torch.save(model.float()(input_ids=torch.tensor([{ids}])).logits[0], "logits.pt")
+    logits = model.float()(input_ids=torch.tensor([{ids}])).logits[0]
+save_file(dict(logits=logits.contiguous()), "logits.safetensors")
 """
 
 
@@ -103,8 +105,7 @@ def what_the_card_loads(folder: Path, ids: list[int]) -> torch.Tensor:
     found = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert found is not None
     subprocess.run([sys.executable, "-c", ALONE.format(code=found[1], ids=ids)], cwd=folder, check=True, timeout=300)
-    logits: torch.Tensor = torch.load(folder / "logits.pt", weights_only=True)
-    return logits
+    return load_file(folder / "logits.safetensors")["logits"]
 
 
 def test_the_lines_of_the_card_load_the_adapter_where_there_is_no_ftcli(make_adapter: Any) -> None:
